@@ -1,0 +1,1 @@
+"""Limner turns incomplete annotations into complete segmentations of biomedical images."""

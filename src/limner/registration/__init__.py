@@ -1,0 +1,1 @@
+"""Warps between images."""
