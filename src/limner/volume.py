@@ -31,6 +31,8 @@ class Source:
         File name of each section, for a folder; else empty.
     sizes : tuple of (int, int)
         Each section's own (y, x) size before it was centred on the common canvas, for a folder; else empty.
+    file_spacing : tuple of float, optional
+        Spacing (z, y, x in memory) in mm that the file itself states; None where it states none or the user gave another.
     """
 
     kind: Literal["volume", "tiff", "folder"]
@@ -39,6 +41,7 @@ class Source:
     section_axis: int = 0
     names: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
+    file_spacing: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,24 @@
-"""Reading and writing files."""
+"""Read and write image stacks, labels, label tables and section positions; axes are converted here alone.
+
+`read` and `read_labels` take a folder of sections, a TIFF, or a NIfTI, NRRD or MHA volume; `write_result` writes back
+in the same form. In memory sections lie along the first axis, lengths are mm, order z, y, x.
+"""
+
+from limner.io.images import read
+from limner.io.label_tables import TableFormat, default_colour, default_table, read_table, write_table
+from limner.io.labels import read_label_volume, read_labels
+from limner.io.positions import read_positions
+from limner.io.results import write_result
+
+__all__ = [
+    "TableFormat",
+    "default_colour",
+    "default_table",
+    "read",
+    "read_label_volume",
+    "read_labels",
+    "read_positions",
+    "read_table",
+    "write_result",
+    "write_table",
+]

@@ -1,0 +1,137 @@
+"""Read a stack from a folder of sections, a TIFF, or a NIfTI, NRRD or MHA volume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.io.content import Content, Triple
+from limner.io.positions import read_positions
+from limner.io.sections import load_folder
+from limner.io.tiff import load_tiff
+from limner.io.volumes import VOLUME_ENDINGS, load_volume
+from limner.space import Space
+from limner.volume import Volume
+
+TIFF_ENDINGS = (".tif", ".tiff")
+SECTION_AXES = {"z": 0, "y": 1, "x": 2, "k": 0, "j": 1, "i": 2}
+
+
+def read(
+    path: str | Path,
+    *,
+    spacing: Triple | None = None,
+    section_axis: str = "z",
+    positions: str | Path | None = None,
+) -> Volume:
+    """Read a stack of sections.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder of PNG, TIFF or JPEG sections (natural order), a TIFF, or a ``.nii``, ``.nii.gz``, ``.nrrd``,
+        ``.nhdr``, ``.mha`` or ``.mhd`` file.
+    spacing : tuple of float, optional
+        Spacing in mm: between sections, then y and x within a section. Overrides what the file states.
+    section_axis : {'z', 'y', 'x', 'k', 'j', 'i'}
+        Axis of a volume along which the sections run: z, y, x are the axes of SimpleITK's array, k, j, i the same as
+        NIfTI names them. That axis comes first in memory.
+    positions : str or Path, optional
+        Table of section positions in mm, see `read_positions`.
+
+    Returns
+    -------
+    Volume
+        Pixels (Z, Y, X) grey or (Z, Y, X, 3) RGB, values as stored (bool as uint8, float16 as float32, alpha dropped).
+        Sections of different sizes are centred on the largest, each padded with the median of its own border.
+
+    Raises
+    ------
+    ValueError
+        If the path is missing, of another format, damaged or without spacing, or holds NaN or infinity.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import imagecodecs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for i in range(3):
+    ...         _ = Path(folder, f"s{i}.png").write_bytes(imagecodecs.png_encode(np.zeros((4, 5), np.uint8)))
+    ...     read(folder, spacing=(0.05, 0.01, 0.01)).pixels.shape
+    (3, 4, 5)
+    """
+    path = Path(path)
+    content = load(path).with_sections_first(axis_number(section_axis, path))
+    _check_finite(path, content)
+    volume = Volume(content.pixels, space_of(content, spacing), replace(content.source, file_spacing=content.spacing))
+    if spacing is not None:
+        volume = replace(volume, source=replace(content.source, file_spacing=None))
+    if positions is None:
+        return volume
+    table = read_positions(positions, volume.section_names, volume.space.shape[0])
+    return replace(volume, space=volume.space.with_positions(table))
+
+
+def load(path: Path, labels: bool = False) -> Content:
+    """What `path` holds, its axes as in the file; `labels` keeps palette indices and pads sections with 0."""
+    if not path.exists():
+        raise ValueError(f"read(): {path} does not exist")
+    if path.is_dir():
+        return load_folder(path, labels)
+    name = path.name.lower()
+    if name.endswith(TIFF_ENDINGS):
+        return load_tiff(path, labels)
+    # The longest ending that fits, so that .nii.gz is not taken for .gz.
+    ending = max((e for e in VOLUME_ENDINGS if name.endswith(e)), key=len, default=None)
+    if ending is None:
+        raise ValueError(
+            f"read(): {path} is of no known format; give a folder of PNG, TIFF or JPEG sections, or a file ending in "
+            f"{', '.join(TIFF_ENDINGS + VOLUME_ENDINGS)}"
+        )
+    return load_volume(path, ending)
+
+
+def axis_number(section_axis: str, path: Path) -> int:
+    """Index of a section axis in the file's (z, y, x) array; a folder's sections always run along z."""
+    axis = SECTION_AXES.get(section_axis)
+    if axis is None:
+        raise ValueError(f"read(): section_axis is {section_axis!r}; give one of {', '.join(SECTION_AXES)}")
+    if axis != 0 and path.is_dir():
+        raise ValueError(
+            f"read(): section_axis is {section_axis!r}, but {path} is a folder of sections; leave section_axis out"
+        )
+    return axis
+
+
+def space_of(content: Content, spacing: Triple | None) -> Space:
+    """The grid of `content`; a given `spacing` (z, y, x in mm) goes before its own."""
+    spacing = spacing if spacing is not None else content.spacing
+    if spacing is None:
+        raise ValueError(
+            f"read(): {content.source.path} has no spacing along z, y and x; give spacing=(z, y, x) in mm "
+            "(on the command line --spacing z,y,x)"
+        )
+    if len(spacing) != 3:
+        raise ValueError(f"read(): spacing is {spacing}; give three numbers in mm: z, y, x")
+    z, y, x = (float(s) for s in spacing)
+    shape = (content.pixels.shape[0], content.pixels.shape[1], content.pixels.shape[2])
+    return Space(shape, (z, y, x), content.origin, content.direction)
+
+
+def _check_finite(path: Path, content: Content) -> None:
+    if content.pixels.dtype.kind != "f":
+        return
+    for i, section in enumerate(content.pixels):
+        if not _finite(section):
+            name = content.source.names[i] if content.source.names else i
+            raise ValueError(
+                f"read(): section {name} of {path} holds NaN or infinity; replace these pixels, with 0 say"
+            )
+
+
+def _finite(section: NDArray[Any]) -> bool:
+    return bool(np.isfinite(section).all())

@@ -1,0 +1,254 @@
+"""Read labels: those of some sections of a stack (`read_labels`), or of every section (`read_label_volume`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.annotations import SectionLabels
+from limner.io.content import Content, Triple
+from limner.io.images import axis_number, load, space_of
+from limner.io.label_tables import default_table, read_table
+from limner.io.sections import centre, list_sections, load_section
+from limner.volume import LabelMap, LabelTable, Source, Volume
+
+LABEL_TYPES = (np.uint8, np.uint16, np.int32)
+
+
+def read_labels(
+    path: str | Path,
+    like: Volume | LabelMap,
+    *,
+    labelled: Sequence[int] | None = None,
+    section_axis: str | None = None,
+    table: LabelTable | str | Path | None = None,
+) -> SectionLabels:
+    """Read the labels of a stack of which some sections are labelled.
+
+    Parameters
+    ----------
+    path : str or Path
+        A volume or TIFF of the stack's shape; or, for a stack read from a folder, a folder that holds the labelled
+        sections alone, each named like its image (``s001.png`` for ``s001.jpg``) and of its size.
+    like : Volume or LabelMap
+        The stack that the labels belong to.
+    labelled : sequence of int, optional
+        Indices of the labelled sections. Else those with a file, even if all background; in a volume, those that hold
+        any label.
+    section_axis : {'z', 'y', 'x', 'k', 'j', 'i'}, optional
+        As of `read`; else that of `like`.
+    table : mapping of int to Label, str or Path, optional
+        Names and colours, or the file that holds them; else names ``label N`` and colours of `default_table`.
+
+    Returns
+    -------
+    SectionLabels
+        Labels (Z, Y, X) in the smallest of uint8, uint16 and int32 that holds them, on the grid of `like`. Palette
+        images give their indices.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged, its labels are no integers >= 0, its shape or spacing is not the stack's, its name is no
+        section's, a section named in `labelled` has no file, or no section is labelled.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import tifffile
+    >>> from limner.space import Space
+    >>> stack = Volume(np.zeros((3, 4, 5)), Space((3, 4, 5), (0.05, 0.01, 0.01)))
+    >>> labels = np.zeros((3, 4, 5), np.uint8)
+    >>> labels[0, 1:3] = 7
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tifffile.imwrite(f"{folder}/labels.tif", labels, photometric="minisblack")
+    ...     read_labels(f"{folder}/labels.tif", stack).labelled
+    (0,)
+    """
+    path = Path(path)
+    if path.is_dir():
+        label_map, with_file = _from_folder(path, like)
+        _check_have_files(path, like, labelled, with_file)
+    else:
+        label_map = _from_volume(path, like, section_axis)
+        with_file = tuple(np.flatnonzero(label_map.labels.any(axis=(1, 2))).tolist())
+    wanted = with_file if labelled is None else tuple(labelled)
+    if not wanted:
+        raise ValueError(
+            f"read_labels(): {path} labels no section; label at least one, or name those meant as labelled"
+        )
+    return SectionLabels(replace(label_map, table=_table(table, label_map.labels)), wanted)
+
+
+def read_label_volume(
+    path: str | Path,
+    like: Volume | LabelMap | None = None,
+    *,
+    spacing: Triple | None = None,
+    section_axis: str | None = None,
+    table: LabelTable | str | Path | None = None,
+) -> LabelMap:
+    """Read labels that are there for every section, of a result or a reference.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder of sections, a TIFF, or a volume, as of `read`.
+    like : Volume or LabelMap, optional
+        The stack that the labels must fit in shape, spacing and (folders) section names.
+    spacing : tuple of float, optional
+        Spacing (z, y, x) in mm, goes before what the file states; not used where `like` is given.
+    section_axis : {'z', 'y', 'x', 'k', 'j', 'i'}, optional
+        As of `read`; else that of `like`, else z.
+    table : mapping of int to Label, str or Path, optional
+        As of `read_labels`.
+
+    Returns
+    -------
+    LabelMap
+        Labels (Z, Y, X) in the smallest of uint8, uint16 and int32 that holds them.
+
+    Raises
+    ------
+    ValueError
+        As of `read_labels`; also if a section has no file, or there is no spacing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import tifffile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tifffile.imwrite(f"{folder}/labels.tif", np.ones((3, 4, 5), np.uint16), photometric="minisblack")
+    ...     label_map = read_label_volume(f"{folder}/labels.tif", spacing=(0.05, 0.01, 0.01))
+    >>> label_map.labels.shape, label_map.name_of(1)
+    ((3, 4, 5), 'label 1')
+    """
+    path = Path(path)
+    if like is None:
+        label_map = _on_its_own(path, spacing, section_axis or "z")
+    elif path.is_dir():
+        label_map, with_file = _from_folder(path, like)
+        _check_have_files(path, like, range(like.space.shape[0]), with_file)
+    else:
+        label_map = _from_volume(path, like, section_axis)
+    return replace(label_map, table=_table(table, label_map.labels))
+
+
+def _on_its_own(path: Path, spacing: Triple | None, section_axis: str) -> LabelMap:
+    content = load(path, labels=True).with_sections_first(axis_number(section_axis, path))
+    labels = as_labels(content.pixels, path)
+    source = replace(content.source, file_spacing=None if spacing is not None else content.spacing)
+    return LabelMap(labels, space_of(content, spacing), source=source)
+
+
+def _from_volume(path: Path, like: Volume | LabelMap, section_axis: str | None) -> LabelMap:
+    axis = axis_number(section_axis, path) if section_axis is not None else _axis_of(like)
+    content = load(path, labels=True).with_sections_first(axis)
+    labels = as_labels(content.pixels, path)
+    if labels.shape != like.space.shape:
+        raise ValueError(
+            f"read_labels(): {path} has shape {labels.shape}, the stack {like.space.shape} (z, y, x); give labels on "
+            "the stack's own grid"
+        )
+    _check_spacing(path, content, like)
+    return LabelMap(labels, like.space, source=replace(content.source, file_spacing=content.spacing))
+
+
+def _axis_of(like: Volume | LabelMap) -> int:
+    return 0 if like.source is None else like.source.section_axis
+
+
+def _check_spacing(path: Path, content: Content, like: Volume | LabelMap) -> None:
+    """Compare what the two files state; where the user gave the stack's spacing, the files' own say nothing."""
+    expected = like.space.spacing if like.source is None else like.source.file_spacing
+    if content.spacing is None or expected is None or np.allclose(content.spacing, expected, rtol=1e-3, atol=0):
+        return
+    raise ValueError(
+        f"read_labels(): {path} has spacing {_rounded(content.spacing)} mm, the stack {_rounded(expected)} mm (z, y, "
+        "x); resample one, or give spacing= (--spacing) to the stack if a header is wrong"
+    )
+
+
+def _rounded(spacing: Triple) -> tuple[float, ...]:
+    return tuple(float(f"{s:.6g}") for s in spacing)
+
+
+def _from_folder(folder: Path, like: Volume | LabelMap) -> tuple[LabelMap, tuple[int, ...]]:
+    """Labels on the grid of `like`, and the indices of the sections that have a file."""
+    source = like.source
+    if source is None or source.kind != "folder":
+        raise ValueError(
+            f"read_labels(): {folder} is a folder, but the stack is one file; give the labels as one file of its shape"
+        )
+    files = _match(list_sections(folder), folder, source)
+    sections = {i: _load_section(file, source, i) for i, file in files.items()}
+    labels = np.zeros(like.space.shape, dtype=np.result_type(*sections.values()))
+    for i, section in sections.items():
+        labels[i] = centre(section, like.space.shape[1:], 0)
+    return LabelMap(labels, like.space, source=replace(source, path=folder)), tuple(sorted(files))
+
+
+def _match(files: list[Path], folder: Path, source: Source) -> dict[int, Path]:
+    """Section index of each label file, matched by the name without its ending."""
+    index_of = {Path(name).stem: i for i, name in enumerate(source.names)}
+    for file in files:
+        if file.stem not in index_of:
+            raise ValueError(
+                f"read_labels(): {file.name} in {folder} is named like no section of {source.path}; name each label "
+                f"file like its image (the first is {source.names[0]})"
+            )
+    return {index_of[file.stem]: file for file in files}
+
+
+def _load_section(file: Path, source: Source, index: int) -> NDArray[np.integer[Any]]:
+    if file.suffix.lower() in (".jpg", ".jpeg"):
+        raise ValueError(f"read_labels(): {file} is a JPEG, whose compression changes labels; export PNG or TIFF")
+    section = as_labels(load_section(file, labels=True)[0][np.newaxis], file)[0]
+    if section.shape != source.sizes[index]:
+        raise ValueError(
+            f"read_labels(): {file} has size {section.shape}, its image {source.names[index]} {source.sizes[index]} "
+            "(y, x); give labels of the image's size"
+        )
+    return section
+
+
+def _check_have_files(
+    folder: Path, like: Volume | LabelMap, labelled: Sequence[int] | None, with_file: tuple[int, ...]
+) -> None:
+    missing = sorted(set(labelled or ()) - set(with_file))
+    if missing and 0 <= missing[0] < like.space.shape[0]:
+        name = like.source.names[missing[0]] if like.source is not None else missing[0]
+        raise ValueError(f"read_labels(): {folder} has no label file for section {missing[0]} ({name}); add one")
+
+
+def as_labels(pixels: NDArray[Any], path: Path) -> NDArray[np.integer[Any]]:
+    """Check that pixels (Z, Y, X) are labels; the smallest of uint8, uint16 and int32 that holds them.
+
+    Raises
+    ------
+    ValueError
+        If they are RGB, not integral, negative, or above the range of int32; `path` is named.
+    """
+    if pixels.ndim == 4:
+        raise ValueError(f"read_labels(): {path} is RGB; export index labels, one integer a pixel")
+    # NaN is unequal to everything, itself included.
+    if pixels.dtype.kind == "f" and not (np.rint(pixels) == pixels).all():
+        raise ValueError(f"read_labels(): {path} holds values that are no integers, or NaN; export index labels")
+    lowest, highest = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
+    if lowest < 0:
+        raise ValueError(f"read_labels(): {path} holds the negative label {lowest:.0f}; labels start at 0 (background)")
+    for dtype in LABEL_TYPES:
+        if highest <= np.iinfo(dtype).max:
+            return pixels.astype(dtype, copy=False)
+    raise ValueError(f"read_labels(): {path} holds the label {highest:.0f}; renumber labels above 2147483647")
+
+
+def _table(table: LabelTable | str | Path | None, labels: NDArray[np.integer[Any]]) -> LabelTable:
+    if table is None:
+        return default_table(np.unique(labels).tolist())
+    return read_table(table)[0] if isinstance(table, str | Path) else table

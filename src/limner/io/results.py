@@ -1,0 +1,150 @@
+"""Write results in the form and geometry of the stack they belong to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.io.sections import centre_slices
+from limner.io.tiff import save_tiff
+from limner.io.volumes import save_volume
+from limner.space import Space
+from limner.volume import Source, Volume
+
+# Formats of two files are written as one.
+SINGLE_FILE_ENDINGS = {".mhd": ".mha", ".nhdr": ".nrrd"}
+
+
+def write_result(folder: str | Path, stem: str, pixels: NDArray[Any], like: Volume) -> Path:
+    """Write labels or a map of numbers in the form that a stack was read from.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where to write; made if missing.
+    stem : str
+        Name of the result without ending.
+    pixels : ndarray
+        Shape (Z, Y, X) of `like`. Integers >= 0 are written as the smallest of uint8, uint16 and uint32 that holds
+        them, floating point numbers as float32.
+    like : Volume
+        The stack. From a volume or TIFF comes one file of the same geometry, axes in the file's own order (``.mhd``
+        becomes ``.mha``, ``.nhdr`` ``.nrrd``); from a folder comes a folder with a PNG for each section (TIFF for
+        numbers and for labels above 65535), of that section's own size; from memory comes ``.nii.gz``.
+
+    Returns
+    -------
+    Path
+        The file or folder written. An earlier result of the same name is replaced once the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the shape is not the stack's, an integer is negative or above uint32, or the result would replace the stack
+        itself.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> stack = Volume(np.zeros((3, 4, 5)), Space((3, 4, 5), (0.05, 0.01, 0.01)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_result(folder, "labels", np.ones((3, 4, 5), int), stack).name
+    'labels.nii.gz'
+    """
+    folder = Path(folder)
+    if pixels.shape != like.space.shape:
+        raise ValueError(
+            f"write_result(): pixels have shape {pixels.shape}, the stack {like.space.shape} (z, y, x); give both on "
+            "one grid"
+        )
+    pixels = _for_files(pixels)
+    source = like.source or Source("volume", Path(), ".nii.gz")
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.kind == "folder":
+        return _write_folder(_target(folder, stem, source), pixels, like.space, source)
+    target = _target(folder, stem + SINGLE_FILE_ENDINGS.get(source.extension, source.extension), source)
+    pixels, space = _in_file_order(pixels, like.space, source)
+    if source.kind == "tiff":
+        _write_complete(target, lambda path: save_tiff(path, pixels, space.spacing))
+    else:
+        _write_complete(target, lambda path: save_volume(path, pixels, space.spacing, space.origin, space.direction))
+    return target
+
+
+def _for_files(pixels: NDArray[Any]) -> NDArray[Any]:
+    if pixels.dtype.kind == "f":
+        return pixels.astype(np.float32, copy=False)
+    lowest, highest = (int(pixels.min()), int(pixels.max())) if pixels.size else (0, 0)
+    for dtype in (np.uint8, np.uint16, np.uint32):
+        if lowest >= 0 and highest <= np.iinfo(dtype).max:
+            return pixels.astype(dtype, copy=False)
+    raise ValueError(f"write_result(): pixels range from {lowest} to {highest}; give integers from 0 to 4294967295")
+
+
+def _target(folder: Path, name: str, source: Source) -> Path:
+    target = folder / name
+    if target.exists() and source.path.exists() and target.samefile(source.path):
+        raise ValueError(f"write_result(): {target} is the stack itself; give another folder")
+    return target
+
+
+def _in_file_order(pixels: NDArray[Any], space: Space, source: Source) -> tuple[NDArray[Any], Space]:
+    """Move the section axis back to where the file has it; the inverse of `Content.with_sections_first`."""
+    axis = source.section_axis
+    spacing = space.spacing
+    if space.positions is not None and source.file_spacing is not None:
+        # The median step of the positions is not what the stack's own file states.
+        spacing = (source.file_spacing[0], *spacing[1:])
+    order = [1, 2]
+    order.insert(axis, 0)
+    a, b, c = order
+    moved = np.moveaxis(pixels, 0, axis)
+    return moved, Space(
+        shape=(moved.shape[0], moved.shape[1], moved.shape[2]),
+        spacing=(spacing[a], spacing[b], spacing[c]),
+        origin=space.origin,
+        direction=tuple((row[a], row[b], row[c]) for row in space.direction),
+    )
+
+
+def _write_complete(target: Path, write: Callable[[Path], None]) -> None:
+    """Write to a hidden name beside `target` (same ending, for the format hangs on it) and rename when complete."""
+    partial = target.with_name(f".partial-{target.name}")
+    try:
+        write(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_folder(target: Path, pixels: NDArray[Any], space: Space, source: Source) -> Path:
+    """One file a section, cropped to the section's own size."""
+    partial = target.with_name(f".partial-{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    as_png = pixels.dtype in (np.uint8, np.uint16)
+    for name, size, section in zip(source.names, source.sizes, pixels, strict=True):
+        own = section[centre_slices(size, section.shape)]
+        file = partial / f"{Path(name).stem}{'.png' if as_png else '.tif'}"
+        if as_png:
+            iio.imwrite(file, own, plugin="pillow")
+        else:
+            save_tiff(file, own, space.spacing)
+    _move_into_place(partial, target)
+    return target
+
+
+def _move_into_place(partial: Path, target: Path) -> None:
+    """Rename the folder; where an earlier one stands, replace its files and leave what else lies there."""
+    if not target.exists():
+        partial.replace(target)
+        return
+    for file in sorted(partial.iterdir()):
+        file.replace(target / file.name)
+    partial.rmdir()

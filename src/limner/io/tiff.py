@@ -1,0 +1,224 @@
+"""TIFF: one page is one section, several pages are a stack. Spacing comes from ImageJ or OME metadata, or our own.
+
+Plain resolution tags (72 or 96 dpi, say) describe printing, not tissue, and never give a spacing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from limner.io.content import (
+    Content,
+    PartialSpacing,
+    Triple,
+    complete_spacing,
+    reading,
+    real_pixels,
+    unreadable,
+    without_alpha,
+)
+from limner.volume import Source
+
+MM_PER_UNIT = {
+    "nm": 1e-6,
+    "nanometer": 1e-6,
+    "um": 1e-3,
+    "µm": 1e-3,  # micro sign
+    "μm": 1e-3,  # Greek mu
+    "micron": 1e-3,
+    "microns": 1e-3,
+    "micrometer": 1e-3,
+    "micrometre": 1e-3,
+    "mm": 1.0,
+    "millimeter": 1.0,
+    "cm": 10.0,
+    "centimeter": 10.0,
+    "in": 25.4,
+    "inch": 25.4,
+}
+IMAGEJ_TYPES = (np.uint8, np.uint16, np.float32)
+IMAGEJ_LARGEST_BYTES = 2**32 - 2**26
+
+
+def load_tiff(path: Path, labels: bool = False) -> Content:
+    """Read a TIFF stack, or a single page as one section.
+
+    Parameters
+    ----------
+    path : Path
+        An existing file.
+    labels : bool
+        Keep the indices of palette pages; otherwise they become RGB, except in ImageJ files, whose palette is a display
+        setting.
+
+    Returns
+    -------
+    Content
+        Pixels (Z, Y, X) or (Z, Y, X, 3); the spacing is None where the metadata do not state it along z, y and x.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or holds time points, other than 1 or 3 channels, or pages of different shapes.
+    """
+    pixels, partial = load_pages(path, labels)
+    spacing = complete_spacing(partial, pixels.shape[0])
+    return Content(pixels, spacing, Source("tiff", path, path.suffix.lower()))
+
+
+def load_pages(path: Path, labels: bool = False) -> tuple[NDArray[Any], PartialSpacing]:
+    """Pixels as of `load_tiff`, with whichever of the spacings along z, y, x (mm) the metadata state, else None."""
+    with _damage_raises(path):
+        with reading(path):
+            tif = tifffile.TiffFile(path)
+        with tif:
+            with reading(path):
+                series, page, spacing = list(tif.series), tif.pages.first, _spacing(tif)
+            axes = _section_axes(path, series)
+            with reading(path):
+                arrays = [s.asarray() for s in series]
+    pixels = _sections_first(arrays[0] if len(arrays) == 1 else np.stack(arrays), axes)
+    if page.colormap is not None and not labels and not tif.is_imagej:
+        pixels = _through_palette(pixels, page.colormap)
+    if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
+        raise ValueError(f"read(): {path} holds CMYK colours; export it as RGB or grey")
+    return real_pixels(without_alpha(pixels, path) if pixels.ndim == 4 else pixels, path), spacing
+
+
+def save_tiff(path: Path, pixels: NDArray[Any], spacing: Triple) -> None:
+    """Write (Y, X) or (Z, Y, X) pixels, zlib-compressed; spacing (z, y, x) in mm goes into the metadata.
+
+    Types that ImageJ knows get its metadata; others, and stacks near 4 GB, the same keys as JSON beside
+    resolution tags in cm.
+    """
+    axes = "ZYX"[-pixels.ndim :]
+    if pixels.dtype in IMAGEJ_TYPES and pixels.nbytes < IMAGEJ_LARGEST_BYTES:
+        per_micron = (1e-3 / spacing[2], 1e-3 / spacing[1])
+        metadata: dict[str, Any] = {"axes": axes, "spacing": spacing[0] * 1e3, "unit": "um"}
+        tifffile.imwrite(
+            path,
+            pixels,
+            imagej=True,
+            compression="zlib",
+            photometric="minisblack",
+            resolution=per_micron,
+            metadata=metadata,
+        )
+        return
+    per_cm = (10 / spacing[2], 10 / spacing[1])
+    metadata = {"axes": axes, "spacing_mm": list(spacing)}
+    tifffile.imwrite(
+        path,
+        pixels,
+        compression="zlib",
+        photometric="minisblack",
+        resolution=per_cm,
+        resolutionunit="CENTIMETER",
+        metadata=metadata,
+    )
+
+
+def _section_axes(path: Path, series: list[tifffile.TiffPageSeries]) -> str:
+    """Axes of the whole file, of the letters Z (sections), Y, X and S (samples, channels)."""
+    if len({(s.shape, s.axes, s.dtype) for s in series}) > 1:
+        raise ValueError(f"read(): {path} holds {len(series)} images of different shapes; save one stack in each file")
+    axes, shape = series[0].axes, series[0].shape
+    if len(series) > 1:
+        axes, shape = "Z" + axes, (len(series), *shape)
+    # Pages that nothing describes (I: sequence, Q: unknown) are taken as sections.
+    letters = ["Z" if a in "IQ" else a for a in axes]
+    letters = ["S" if a == "C" and n in (1, 3) else a for a, n in zip(letters, shape, strict=True)]
+    if len(set(letters)) < len(letters) or not {"Y", "X"} <= set(letters) <= set("ZYXS"):
+        raise ValueError(
+            f"read(): {path} has axes {axes} of lengths {shape}; give one time point and one channel or RGB, its "
+            "sections marked as Z (slices)"
+        )
+    return "".join(letters)
+
+
+def _sections_first(array: NDArray[Any], axes: str) -> NDArray[Any]:
+    order = [axes.index(a) for a in "ZYXS" if a in axes]
+    pixels = array.transpose(order)
+    return pixels if "Z" in axes else pixels[np.newaxis]
+
+
+def _through_palette(pixels: NDArray[Any], palette: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    return (palette.T[pixels] >> 8).astype(np.uint8)
+
+
+def _spacing(tif: tifffile.TiffFile) -> PartialSpacing:
+    if tif.is_imagej:
+        return _imagej_spacing(tif)
+    if tif.ome_metadata:
+        return _ome_spacing(tif.ome_metadata)
+    own = (tif.shaped_metadata or ({},))[0].get("spacing_mm")
+    return (own[0], own[1], own[2]) if own else (None, None, None)
+
+
+def _imagej_spacing(tif: tifffile.TiffFile) -> PartialSpacing:
+    metadata, tags = tif.imagej_metadata or {}, tif.pages.first.tags
+    mm = _mm_per(str(metadata.get("unit", "")))
+    if mm is None:
+        return None, None, None
+
+    def pixel(name: str) -> float | None:
+        per_pixel = tags[name].value if name in tags else (0, 1)
+        return mm * per_pixel[1] / per_pixel[0] if per_pixel[0] else None
+
+    z = float(metadata.get("spacing", 0)) * mm
+    return (z if z > 0 else None), pixel("YResolution"), pixel("XResolution")
+
+
+def _ome_spacing(xml: str) -> PartialSpacing:
+    pixels = next((e for e in ElementTree.fromstring(xml).iter() if e.tag.endswith("}Pixels")), None)
+
+    def size(axis: str) -> float | None:
+        stated = None if pixels is None else pixels.get(f"PhysicalSize{axis}")
+        mm = None if pixels is None else _mm_per(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        return float(stated) * mm if stated and mm else None
+
+    return size("Z"), size("Y"), size("X")
+
+
+def _mm_per(unit: str) -> float | None:
+    # ImageJ writes the micro sign as a six-character escape.
+    return MM_PER_UNIT.get(unit.strip().strip('"').replace("\\u00B5", "µ").lower())
+
+
+@contextmanager
+def _damage_raises(path: Path) -> Iterator[None]:
+    """tifffile logs a broken chain of pages and goes on with fewer; raise instead, and keep the log off stderr."""
+    logger, records = logging.getLogger("tifffile"), _Records()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(records)
+    try:
+        yield
+    except ValueError:
+        if not records.damage:
+            raise
+    finally:
+        logger.removeHandler(records)
+        logger.propagate = propagate
+    if records.damage:
+        raise unreadable(path, records.damage[0])
+
+
+class _Records(logging.Handler):
+    """Keeps tifffile's messages on damage; a single unreadable tag is no damage to the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.damage: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "TiffTag" not in record.getMessage():
+            self.damage.append(record.getMessage())

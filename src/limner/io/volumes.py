@@ -1,0 +1,190 @@
+"""NIfTI, NRRD and MHA: one file that states its own geometry, read and written by SimpleITK.
+
+SimpleITK orders points and directions x, y, z; Limner orders them z, y, x. The frame is LPS in both.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+# SimpleITK has no type hints.
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from limner.io.content import Content, Triple, complete_spacing, real_pixels, unreadable, without_alpha
+from limner.volume import Source
+
+VOLUME_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+MICRON_NAMES = {"um", "µm", "μm", "micron", "microns", "micrometer", "micrometre"}
+
+
+def load_volume(path: Path, extension: str) -> Content:
+    """Read a NIfTI, NRRD or MHA file.
+
+    Parameters
+    ----------
+    path : Path
+        An existing file.
+    extension : str
+        One of `VOLUME_ENDINGS`.
+
+    Returns
+    -------
+    Content
+        Pixels (Z, Y, X) or (Z, Y, X, 3); the spacing is None for a NRRD file that states none.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, has more than three axes, or neither one channel nor RGB.
+    """
+    if extension in (".nii", ".nii.gz"):
+        _check_nifti_is_whole(path)
+    image = _read(path)
+    pixels = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        pixels = _rgb(pixels, path)
+    channels = pixels.shape[image.GetDimension() :]
+    pixels = real_pixels(pixels.reshape(*_three_axes(image.GetSize()), *channels), path)
+    spacing, origin, direction = _geometry(image)
+    if extension in (".nrrd", ".nhdr"):
+        spacing, origin = _nrrd_units(path, spacing, origin)
+    return Content(pixels, spacing, Source("volume", path, extension), origin, direction)
+
+
+def save_volume(
+    path: Path,
+    pixels: NDArray[Any],
+    spacing: Triple,
+    origin: Triple,
+    direction: tuple[Triple, ...],
+) -> None:
+    """Write pixels (Z, Y, X) with their geometry (mm, LPS, order z, y, x), compressed where the format allows it."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(pixels))
+    image.SetSpacing(spacing[::-1])
+    image.SetOrigin(origin[::-1])
+    image.SetDirection(np.asarray(direction)[::-1, ::-1].ravel().tolist())
+    with _silent_stderr():
+        sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def _read(path: Path) -> sitk.Image:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with _silent_stderr():
+            reader.ReadImageInformation()
+            _check_axes(path, reader)
+            return reader.Execute()
+    except RuntimeError as error:
+        if "orthonormal" in str(error):
+            raise ValueError(
+                f"read(): the axes of {path} are not at right angles (its affine is sheared); resample it to a grid "
+                "without shear"
+            ) from None
+        raise unreadable(path, error) from None
+
+
+def _check_axes(path: Path, reader: sitk.ImageFileReader) -> None:
+    size = reader.GetSize()
+    if len(size) < 2 or any(n > 1 for n in size[3:]):
+        raise ValueError(
+            f"read(): {path} has {len(size)} axes of lengths {size[::-1]}; give one volume (z, y, x), not a time series"
+        )
+
+
+def _three_axes(size: tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = (*size, 1)[:3]
+    return z, y, x
+
+
+def _rgb(pixels: NDArray[Any], path: Path) -> NDArray[Any]:
+    # Two components, or four of another type, are not known to be grey or colour with alpha.
+    if pixels.shape[-1] == 3 or (pixels.shape[-1] == 4 and pixels.dtype in (np.uint8, np.uint16)):
+        return without_alpha(pixels, path)
+    raise ValueError(
+        f"read(): {path} has {pixels.shape[-1]} components of type {pixels.dtype} a voxel; give grey (1) or RGB (3)"
+    )
+
+
+def _geometry(image: sitk.Image) -> tuple[Triple | None, Triple, tuple[Triple, ...]]:
+    axes = min(image.GetDimension(), 3)
+    matrix, origin = np.eye(3), np.zeros(3)
+    matrix[:axes, :axes] = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:axes, :axes]
+    origin[:axes] = image.GetOrigin()[:axes]
+    x, y, z = (*(_shortest(s) for s in image.GetSpacing()), None)[:3]
+    direction = tuple(_triple(row) for row in matrix[::-1, ::-1])
+    return complete_spacing((z, y, x), n_sections=1), _triple(origin[::-1]), direction
+
+
+def _shortest(value: float) -> float:
+    """0.05 for the 0.05000000074505806 of a NIfTI header, which stores float32; other values stay as they are."""
+    single = np.float32(value)
+    return float(str(single)) if float(single) == value else value
+
+
+def _triple(values: NDArray[np.float64]) -> Triple:
+    a, b, c = (float(v) for v in values)
+    return a, b, c
+
+
+def _nrrd_units(path: Path, spacing: Triple | None, origin: Triple) -> tuple[Triple | None, Triple]:
+    """SimpleITK fills missing NRRD spacings with 1 and passes over the unit; the header tells."""
+    with path.open("rb") as file:
+        header = file.read(65536).split(b"\n\n")[0].decode("latin-1")
+    if spacing is None or not re.search(r"^(spacings|space directions)\s*:", header, re.MULTILINE):
+        return None, origin
+    units = re.search(r"^(?:space units|units)\s*:(.*)$", header, re.MULTILINE)
+    names = set(re.findall(r'"([^"]+)"', units[1])) if units else set()
+    if not names & MICRON_NAMES:
+        return spacing, origin
+    return _triple(np.divide(spacing, 1000)), _triple(np.divide(origin, 1000))
+
+
+def _check_nifti_is_whole(path: Path) -> None:
+    """SimpleITK fills the missing end of a truncated NIfTI file with zeros and says nothing, so count the bytes."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            expected = _nifti_bytes(file.read(352))
+            found = 352 + sum(len(block) for block in iter(lambda: file.read(1 << 22), b""))
+    except (OSError, EOFError, struct.error, zlib.error) as error:
+        raise unreadable(path, error) from None
+    if found < expected:
+        raise unreadable(path, f"{expected} bytes are announced, {found} are there")
+
+
+def _nifti_bytes(header: bytes) -> int:
+    """Length in bytes that a NIfTI-1 or NIfTI-2 header announces for the whole file."""
+    order = "<" if struct.unpack_from("<i", header)[0] in (348, 540) else ">"
+    version_1 = struct.unpack_from(order + "i", header)[0] == 348
+    dims = struct.unpack_from(order + ("8h" if version_1 else "8q"), header, 40 if version_1 else 16)
+    (bits,) = struct.unpack_from(order + "h", header, 72 if version_1 else 14)
+    (offset,) = struct.unpack_from(order + ("f" if version_1 else "q"), header, 108 if version_1 else 168)
+    return int(offset) + math.prod(max(d, 1) for d in dims[1 : 1 + min(max(dims[0], 0), 7)]) * bits // 8
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """MetaImage and niftilib print on the C library's stderr; what matters also comes as an exception."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
