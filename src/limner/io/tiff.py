@@ -83,12 +83,13 @@ def load_pages(path: Path, labels: bool = False) -> tuple[NDArray[Any], PartialS
         with tif:
             with reading(path):
                 series, page, spacing = list(tif.series), tif.pages.first, _spacing(tif)
+                palette = None if labels or tif.is_imagej else page.colormap
             axes = _section_axes(path, series)
             with reading(path):
                 arrays = [s.asarray() for s in series]
     pixels = _sections_first(arrays[0] if len(arrays) == 1 else np.stack(arrays), axes)
-    if page.colormap is not None and not labels and not tif.is_imagej:
-        pixels = _through_palette(pixels, page.colormap)
+    if palette is not None:
+        pixels = _through_palette(pixels, palette)
     if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
         raise ValueError(f"read(): {path} holds CMYK colours; export it as RGB or grey")
     return real_pixels(without_alpha(pixels, path) if pixels.ndim == 4 else pixels, path), spacing

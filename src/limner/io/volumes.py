@@ -159,22 +159,23 @@ def _check_nifti_is_whole(path: Path) -> None:
         compressed = file.read(2) == b"\x1f\x8b"
     try:
         with gzip.open(path) if compressed else path.open("rb") as file:
-            expected = _nifti_bytes(file.read(352))
+            expected = _nifti_bytes(path, file.read(352))
             found = 352 + sum(len(block) for block in iter(lambda: file.read(1 << 22), b""))
-    except (OSError, EOFError, struct.error, zlib.error) as error:
+    except (OSError, EOFError, IndexError, OverflowError, struct.error, zlib.error) as error:
         raise unreadable(path, error) from None
     if found < expected:
         raise unreadable(path, f"{expected} bytes are announced, {found} are there")
 
 
-def _nifti_bytes(header: bytes) -> int:
-    """Length in bytes that a NIfTI-1 or NIfTI-2 header announces for the whole file."""
-    order = "<" if struct.unpack_from("<i", header)[0] in (348, 540) else ">"
-    version_1 = struct.unpack_from(order + "i", header)[0] == 348
-    dims = struct.unpack_from(order + ("8h" if version_1 else "8q"), header, 40 if version_1 else 16)
-    (bits,) = struct.unpack_from(order + "h", header, 72 if version_1 else 14)
-    (offset,) = struct.unpack_from(order + ("f" if version_1 else "q"), header, 108 if version_1 else 168)
-    return int(offset) + math.prod(max(d, 1) for d in dims[1 : 1 + min(max(dims[0], 0), 7)]) * bits // 8
+def _nifti_bytes(path: Path, header: bytes) -> int:
+    """Length in bytes that a NIfTI-1 header announces for the whole file."""
+    order = "<" if header[0] else ">"
+    if struct.unpack_from(order + "i", header) == (540,):
+        raise ValueError(f"read(): {path} is NIfTI-2, which SimpleITK cannot read; save it as NIfTI-1 or NRRD")
+    n_axes, *lengths = struct.unpack_from(order + "8h", header, 40)
+    (bits,) = struct.unpack_from(order + "h", header, 72)
+    (offset,) = struct.unpack_from(order + "f", header, 108)
+    return int(max(352, offset)) + math.prod(max(n, 1) for n in lengths[: max(n_axes, 0)]) * bits // 8
 
 
 @contextmanager
