@@ -195,6 +195,9 @@ class RunRecord:
         Every setting that the result depends on, by name; a later run with others is another run.
     inputs : mapping of str to mapping of str to str
         For each input (``images``, ``labels``, ``truth``) the SHA-256 of its files, by file name.
+    options : mapping
+        What may change between runs without making the result another one (which sections count as labelled, what is
+        scored, what is written besides): a run with other options goes on from what is there.
     device : str
         ``cpu`` or ``cuda`` with the GPU's name.
     seed : int
@@ -211,8 +214,14 @@ class RunRecord:
         For each completed section, by index: name, seconds, iterations, objective history, mean uncertainty.
     calibration, scores : mapping
         Calibration of the uncertainty; scores against the truth where one was given.
+    suggestions : tuple of int
+        Sections that would help most if labelled next.
+    summary : str
+        The result in one sentence.
     notes : tuple of str
         Warnings for the user.
+    outputs : tuple of str
+        Files that the run wrote, relative to its folder: these, and no others, a later run may replace.
     """
 
     command: tuple[str, ...]
@@ -220,6 +229,7 @@ class RunRecord:
     inputs: Mapping[str, Mapping[str, str]]
     device: str
     seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
     status: Literal["running", "complete"] = "running"
     started: str = field(default_factory=lambda: utc_now())
     ended: str = ""
@@ -229,7 +239,10 @@ class RunRecord:
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calibration: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
+    suggestions: tuple[int, ...] = ()
+    summary: str = ""
     notes: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     def completed(self, **results: Any) -> RunRecord:
         """The same record with its results (fields by name), status ``complete`` and the time now as its end."""
@@ -254,8 +267,8 @@ def read_record(path: Path) -> RunRecord:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in dataclasses.fields(RunRecord)}
         values = {name: value for name, value in values.items() if name in known}
-        values["command"] = tuple(values["command"])
-        values["notes"] = tuple(values.get("notes", ()))
+        for name in ("command", "suggestions", "notes", "outputs"):
+            values[name] = tuple(values.get(name, ()))
         return RunRecord(**values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"read_record(): {path} is no record of a run ({error})") from error

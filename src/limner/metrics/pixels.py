@@ -296,6 +296,27 @@ class StackScore:
             },
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StackScore:
+        """Scores as `to_json` wrote them.
+
+        Examples
+        --------
+        >>> score = StackScore(0.2, {3: 0.5}, {3: {1: 0.25}}, {1: 0.25})
+        >>> StackScore.from_json(score.to_json()) == score
+        True
+        """
+        sections = {int(z): section for z, section in values["sections"].items()}
+        return cls(
+            within_mm=values["within_mm"],
+            accuracy={
+                z: float("nan") if section["accuracy"] is None else section["accuracy"]
+                for z, section in sections.items()
+            },
+            dice={z: {int(n): value for n, value in section["dice"].items()} for z, section in sections.items()},
+            pooled_dice={int(n): structure["dice"] for n, structure in values["structures"].items()},
+        )
+
 
 def score_stack(predicted: LabelMap, truth: LabelMap, sections: Sequence[int], within_mm: float) -> StackScore:
     """Score the named sections of a predicted stack against the truth.

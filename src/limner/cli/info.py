@@ -1,0 +1,96 @@
+"""``limner info``: what a file or folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from limner.cli.arguments import SectionAxis
+
+if TYPE_CHECKING:  # so that `limner -h` need not wait for numpy
+    from numpy.typing import NDArray
+
+    from limner.io.content import Content
+
+FEW_VALUES = 64
+
+
+@dataclass(frozen=True)
+class Info:
+    """Print what a file or folder of images or labels holds: format, shape, spacing, values; structures of labels."""
+
+    path: Annotated[Positional[Path], arg(metavar="PATH")]
+    """A folder of PNG, TIFF or JPEG sections, a multi-page TIFF, or a NIfTI, NRRD or MHA volume."""
+    labels: FlagCreatePairsOff[bool] = False
+    """It holds labels: list the labelled sections, and the pixels of each structure."""
+    label_table: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Names of the structures: ITK-SNAP, FreeSurfer or CSV (index,name,r,g,b); used with --labels."""
+    section_axis: SectionAxis = "z"
+    """Axis of a volume along which its sections run: z, y, x (or k, j, i in NIfTI's words); z is the slowest."""
+
+    def run(self, command_line: Sequence[str]) -> int:
+        """Print the facts, one a line."""
+        del command_line
+        for line in describe(self):
+            print(line)
+        return 0
+
+
+def describe(info: Info) -> Iterator[str]:
+    """Lines that say what the path holds."""
+    import numpy as np
+
+    from limner.io.images import axis_number, load
+
+    content = load(info.path, labels=info.labels).with_sections_first(axis_number(info.section_axis, info.path))
+    yield from _describe_grid(info.path, content)
+    pixels = content.pixels
+    if info.labels:
+        yield from _describe_labels(info, pixels)
+        return
+    if np.issubdtype(pixels.dtype, np.floating) and not np.isfinite(pixels).all():
+        yield f"values: {np.count_nonzero(~np.isfinite(pixels))} pixels are NaN or infinite"
+    else:
+        yield f"values: {pixels.min()} to {pixels.max()}"
+    if pixels.ndim == 3 and np.issubdtype(pixels.dtype, np.integer) and len(np.unique(pixels)) <= FEW_VALUES:
+        yield "few values: if these are labels, `limner info --labels` lists their structures"
+
+
+def _describe_grid(path: Path, content: Content) -> Iterator[str]:
+    source, shape = content.source, content.pixels.shape
+    kind = {"volume": "volume", "tiff": "multi-page TIFF", "folder": "folder of sections"}[source.kind]
+    yield f"{path}: {kind} ({source.extension})"
+    yield f"sections: {shape[0]}"
+    yield f"size of a section: {shape[1]} x {shape[2]} pixels (y, x)"
+    if len(set(source.sizes)) > 1:
+        yield f"sections differ in size: {min(source.sizes)} to {max(source.sizes)} pixels, centred on the largest"
+    if source.names:
+        yield f"names: {source.names[0]} to {source.names[-1]}"
+    yield f"channels: {'3 (RGB)' if content.pixels.ndim == 4 else '1 (grey)'}"
+    yield f"data type: {content.pixels.dtype}"
+    if content.spacing is None:
+        yield "spacing: not stated by the file; give --spacing z,y,x"
+    else:
+        yield "spacing: " + ", ".join(f"{s:.6g}" for s in content.spacing) + " mm (z, y, x)"
+
+
+def _describe_labels(info: Info, pixels: NDArray[Any]) -> Iterator[str]:
+    import numpy as np
+
+    from limner.io import read_table
+    from limner.io.labels import as_labels
+
+    labels = as_labels(pixels, info.path)
+    table = read_table(info.label_table)[0] if info.label_table is not None else {}
+    labelled = np.flatnonzero(labels.any(axis=(1, 2))).tolist()
+    yield f"sections with labels: {len(labelled)} ({', '.join(map(str, labelled)) or 'none'})"
+    values, counts = np.unique(labels, return_counts=True)
+    present = [(int(v), int(c)) for v, c in zip(values, counts, strict=True) if v > 0]
+    yield f"structures: {len(present)}"
+    for label, count in present:
+        name = table[label].name if label in table else f"label {label}"
+        yield f"  {label:>6}  {name}: {count} pixels"

@@ -1,0 +1,171 @@
+"""The folder of a run: what may be written there, what is there already, and putting results in place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from limner.run_record import RunRecord, Store, differing_settings, read_record, write_record
+
+RECORD = "run.json"
+RESULTS = ("labels", "uncertainty", "probabilities", "structures", "report")  # names of results without their endings
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that holds one run: ``run.json``, the results, and ``.resume`` with the finished stages.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; made when the run begins.
+
+    Examples
+    --------
+    >>> RunFolder(Path("completed")).store.folder.as_posix()
+    'completed/.resume/stages'
+    """
+
+    path: Path
+
+    @property
+    def store(self) -> Store:
+        """Results of finished stages."""
+        return Store(self.path / ".resume" / "stages")
+
+    def check_apart_from(self, inputs: Mapping[str, Path]) -> None:
+        """Refuse a folder that is an input, lies in one, or holds one.
+
+        Parameters
+        ----------
+        inputs : mapping of str to Path
+            Files and folders that the user made, by the argument that named them.
+
+        Raises
+        ------
+        ValueError
+            Names the argument and its path.
+        """
+        own = self.path.resolve()
+        for argument, path in inputs.items():
+            other = path.resolve()
+            if own == other or other in own.parents:
+                raise ValueError(f"--output: {self.path} is or lies in {argument} {path}; name a folder of its own")
+            if own in other.parents:
+                raise ValueError(f"--output: {self.path} holds {argument} {path}; name a folder of its own")
+
+    def earlier_run(self, new: RunRecord, overwrite: bool) -> RunRecord | None:
+        """What ran here before, when the new run may take its place.
+
+        Parameters
+        ----------
+        new : RunRecord
+            The run that is to begin.
+        overwrite : bool
+            Whether the user allowed to replace a run with other settings.
+
+        Returns
+        -------
+        RunRecord or None
+            None where the folder is new or holds no run.
+
+        Raises
+        ------
+        ValueError
+            If the folder is a file, holds files but no run, or a run with other settings or images.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--output: {self.path} is a file; name a folder")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return None
+        if not (self.path / RECORD).exists():
+            self._check_foreign(overwrite)
+            return None
+        earlier = read_record(self.path / RECORD)
+        differing = differing_settings(earlier, new)
+        if earlier.inputs.get("images") != new.inputs.get("images"):
+            differing = ["images", *differing]
+        if differing and not overwrite:
+            raise ValueError(
+                f"--output: {self.path} holds a run that differs in {', '.join(differing)}; name another folder, or "
+                "add --overwrite"
+            )
+        return earlier
+
+    def holds(self, earlier: RunRecord, new: RunRecord) -> bool:
+        """Whether `earlier` is complete, its files are there, and `new` asks for nothing else."""
+        return (
+            earlier.status == "complete"
+            and not differing_settings(earlier, new)
+            and not differing_settings(earlier.options, new.options)
+            and earlier.inputs == new.inputs
+            and all((self.path / name).is_file() for name in earlier.outputs)
+        )
+
+    def begin(self, record: RunRecord, earlier: RunRecord | None) -> RunRecord:
+        """Make the folder and note that the run has begun; files of the earlier run stay Limner's own."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        running = replace(record, status="running", outputs=earlier.outputs if earlier is not None else ())
+        write_record(self.path / RECORD, running)
+        return running
+
+    def finish(self, running: RunRecord, done: RunRecord, write: Callable[[Path], None]) -> None:
+        """Write the results, put them in place, and note that the run is complete.
+
+        Parameters
+        ----------
+        running : RunRecord
+            As `begin` returned it: its `outputs` are the files of an earlier run.
+        done : RunRecord
+            The completed record.
+        write : callable
+            Writes the results into the folder that it is given.
+
+        Raises
+        ------
+        ValueError
+            If a file that Limner did not write has the name of a result.
+        """
+        staging = self.path / ".resume" / "results"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        write(staging)
+        names = tuple(p.relative_to(staging).as_posix() for p in sorted(staging.rglob("*")) if p.is_file())
+        self._check_free(names, running.outputs)
+        # noted before they are moved: a run cut short in between may replace them
+        write_record(self.path / RECORD, replace(running, outputs=tuple(sorted({*running.outputs, *names}))))
+        for name in names:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).replace(self.path / name)
+        shutil.rmtree(staging)
+        self._remove(set(running.outputs) - set(names))
+        write_record(self.path / RECORD, replace(done, outputs=names))
+
+    def _check_foreign(self, overwrite: bool) -> None:
+        """A folder without a run: only when asked, and only where no file has the name of a result."""
+        if not overwrite:
+            raise ValueError(
+                f"--output: {self.path} is not empty and holds no run of Limner's; name another folder, or add "
+                "--overwrite to write beside what is there"
+            )
+        for path in sorted(self.path.iterdir()):
+            if path.name.split(".")[0] in RESULTS:
+                raise ValueError(f"--output: {path} was not written by Limner; name another folder, or move it away")
+
+    def _check_free(self, names: Sequence[str], own: Sequence[str]) -> None:
+        for name in sorted(set(names) - set(own)):
+            if (self.path / name).exists():
+                raise ValueError(
+                    f"--output: {self.path / name} was not written by Limner; move it away, then the same command goes "
+                    "on where it stopped"
+                )
+
+    def _remove(self, names: set[str]) -> None:
+        """Remove files of an earlier run that this one did not write again, and folders that this leaves empty."""
+        for name in sorted(names):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in {(self.path / name).parent for name in names} - {self.path}:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()

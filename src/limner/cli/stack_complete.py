@@ -1,0 +1,284 @@
+"""``limner stack complete``: check everything, run or resume, write labels, uncertainty, record and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from limner.annotations import SectionLabels
+from limner.cli.arguments import Indices, SectionAxis, Spacing
+from limner.cli.evaluate import print_score
+from limner.cli.progress import progress_on
+from limner.cli.run_folder import RunFolder
+from limner.cli.stack_results import report_of, write_results
+from limner.io import read, read_labels
+from limner.io.tissues import read_tissues
+from limner.methods.stack_completion import Completion, Settings, complete
+from limner.metrics.pixels import StackScore, score_stack
+from limner.run_record import RunRecord, hash_inputs
+from limner.volume import Volume
+
+NONE = "(default: none)"
+
+
+@dataclass(frozen=True)
+class StackComplete:
+    """Label every section of a stack of which some sections are labelled.
+
+    Writes into OUT: labels and uncertainty in the format of IMAGES, the label table, report.html and run.json.
+    Labelled sections come out exactly as they went in. A stopped run goes on where it stopped when the same command is
+    given again; so does one whose labels were corrected.
+    """
+
+    images: Annotated[Positional[Path], arg(metavar="IMAGES")]
+    """The stack: a folder of PNG, TIFF or JPEG sections (natural order; sizes may differ), a multi-page TIFF, or a
+    NIfTI, NRRD or MHA volume; grey or RGB."""
+    labels: Annotated[Positional[Path], arg(metavar="LABELS")]
+    """Labels of some sections: a file of the same shape, or a folder that holds the labelled sections under the names
+    of their images. 0 is background."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="OUT", help_behavior_hint="(required)")]
+    """Folder for the results, made if need be."""
+    labelled: Annotated[Indices, arg(help_behavior_hint="(default: those with a label file or any label)")] = ()
+    """Sections that are labelled: indices from 0; 1-9,11-19 and 0-250:10 (every tenth) work too."""
+    spacing: Annotated[Spacing, arg(help_behavior_hint="(default: from IMAGES)")] = ()
+    """Distance between sections, then pixels along y and x, in mm."""
+    section_axis: SectionAxis = "z"
+    """Axis of a volume along which its sections run: z, y, x (or k, j, i in NIfTI's words); z is the slowest."""
+    positions: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: evenly spaced)")] = None
+    """CSV with the position of each section: file name or index, z in mm."""
+    label_table: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
+    """Names and colours of the structures: ITK-SNAP, FreeSurfer or CSV (index,name,r,g,b); written back likewise."""
+    tissues: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
+    """CSV (structure,tissue) that says which tissue each structure is made of; the network learns tissues first."""
+    truth: Annotated[Path | None, arg(metavar="LABELS", help_behavior_hint=NONE)] = None
+    """True labels of sections that LABELS leaves out: the result is scored on them, never made from them."""
+    within_mm: float = 2.0
+    """Distance in mm around the true structures up to which background counts in the scores."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+    jobs: int = 0
+    """Sections computed side by side on a CPU; 0: one for each core."""
+    save_probabilities: FlagCreatePairsOff[bool] = False
+    """Also write OUT/probabilities: one float32 TIFF a completed section, its pages listed in pages.csv."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace Limner's own files in OUT where they come from other settings or images."""
+    settings: Settings = field(default_factory=Settings)
+
+    def run(self, command_line: Sequence[str]) -> int:
+        """Complete the stack, or say that it is complete already.
+
+        Raises
+        ------
+        ValueError
+            If an input is at fault or OUT cannot be used; nothing is written then.
+        """
+        status, _ = self.run_and_score(command_line)
+        return status
+
+    def run_and_score(self, command_line: Sequence[str]) -> tuple[int, RunRecord]:
+        """As `run`; also gives the record, complete unless the exit status is not 0."""
+        folder = RunFolder(self.output)
+        folder.check_apart_from(self._user_files())
+        stack = read_stack(self)
+        record = new_record(self, stack, command_line)
+        earlier = folder.earlier_run(record, self.overwrite)
+        if earlier is not None and folder.holds(earlier, record):
+            print(f"{self.output} is already complete.")
+            print_summary(self.output, earlier)
+            return 0, earlier
+        running = folder.begin(record, earlier)
+        try:
+            completion = _complete(self, stack, folder)
+            done = _finish(self, stack, folder, running, completion)
+        except KeyboardInterrupt:
+            print("\nStopped; the same command goes on where it stopped.", file=sys.stderr)
+            return 130, running
+        print_summary(self.output, done)
+        return 0, done
+
+    def _user_files(self) -> dict[str, Path]:
+        optional = {
+            "--truth": self.truth,
+            "--positions": self.positions,
+            "--label-table": self.label_table,
+            "--tissues": self.tissues,
+        }
+        return {"IMAGES": self.images, "LABELS": self.labels} | {n: p for n, p in optional.items() if p is not None}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What the user gave, read and checked.
+
+    Parameters
+    ----------
+    images : Volume
+        The sections.
+    annotations : SectionLabels
+        Labels of some of them.
+    truth : SectionLabels or None
+        True labels of others, on the same grid.
+    tissues : mapping of int to int or None
+        Tissue of each structure.
+    device : str
+        ``cpu``, or ``cuda`` with the GPU's name.
+    """
+
+    images: Volume
+    annotations: SectionLabels
+    truth: SectionLabels | None
+    tissues: Mapping[int, int] | None
+    device: str
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """Sections with true labels that were not labelled."""
+        given = set(self.annotations.labelled)
+        return () if self.truth is None else tuple(z for z in self.truth.labelled if z not in given)
+
+
+def read_stack(command: StackComplete) -> Stack:
+    """Read and check every input; nothing is written.
+
+    Raises
+    ------
+    ValueError
+        The first fault found, in one line.
+    """
+    if command.jobs < 0:
+        raise ValueError(f"--jobs: {command.jobs} is below 0; give a number of sections, or 0 for one a core")
+    if not command.within_mm >= 0:
+        raise ValueError(f"--within-mm: {command.within_mm} is no distance; give 0 mm or more")
+    images = read(
+        command.images,
+        spacing=command.spacing or None,
+        section_axis=command.section_axis,
+        positions=command.positions,
+    )
+    annotations = read_labels(command.labels, images, labelled=command.labelled or None, table=command.label_table)
+    structures = np.unique(annotations.label_map.labels[list(annotations.labelled)])
+    if not structures.any():
+        raise ValueError(f"--labelled: the labelled sections of {command.labels} hold no structure, only background")
+    truth = read_labels(command.truth, images, table=command.label_table) if command.truth is not None else None
+    tissues = None
+    if command.tissues is not None:
+        tissues = read_tissues(command.tissues, annotations.label_map.table, structures.tolist())
+    stack = Stack(images, annotations, truth, tissues, find_device(command.device))
+    if truth is not None and not stack.scored:
+        raise ValueError(f"--truth: {command.truth} holds labels only on sections that LABELS labels; nothing to score")
+    return stack
+
+
+def find_device(device: Literal["auto", "cpu", "cuda"]) -> str:
+    """``cpu``, or ``cuda`` and the GPU's name.
+
+    Raises
+    ------
+    ValueError
+        If CUDA is asked for and absent.
+    """
+    import torch
+
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ValueError("--device: cuda is asked for, but torch finds no CUDA GPU here; use --device cpu")
+    return f"cuda ({torch.cuda.get_device_name()})"
+
+
+def new_record(command: StackComplete, stack: Stack, command_line: Sequence[str]) -> RunRecord:
+    """The record of a run that is to begin: what its result depends on, and what else was asked for."""
+    given = {"images": command.images, "labels": command.labels, "truth": command.truth, "table": command.label_table}
+    positions = stack.images.space.positions
+    settings = {
+        **dataclasses.asdict(command.settings),
+        "spacing": [float(f"{s:.9g}") for s in stack.images.space.spacing],
+        "section_axis": command.section_axis,
+        "positions": None if positions is None else list(positions),
+        "tissues": None if stack.tissues is None else {str(k): v for k, v in stack.tissues.items()},
+    }
+    options = {
+        "labelled": list(stack.annotations.labelled),
+        "within_mm": command.within_mm if command.truth is not None else None,
+        "save_probabilities": command.save_probabilities,
+    }
+    return RunRecord(
+        command=tuple(command_line),
+        settings=settings,
+        inputs={name: hash_inputs(path) for name, path in given.items() if path is not None},
+        options=options,
+        device=stack.device,
+        seed=command.settings.seed,
+    )
+
+
+def _complete(command: StackComplete, stack: Stack, folder: RunFolder) -> Completion:
+    with progress_on(sys.stderr) as report:
+        return complete(
+            stack.images,
+            stack.annotations,
+            command.settings,
+            device=stack.device.split()[0],
+            jobs=command.jobs,
+            store=folder.store,
+            progress=report,
+            tissues=stack.tissues,
+            keep_probabilities=command.save_probabilities,
+        )
+
+
+def _finish(
+    command: StackComplete, stack: Stack, folder: RunFolder, running: RunRecord, completion: Completion
+) -> RunRecord:
+    """Score, write all results, and give the completed record."""
+    score = None
+    if stack.truth is not None:
+        score = score_stack(completion.labels, stack.truth.label_map, stack.scored, command.within_mm)
+    report = report_of(stack.images, stack.annotations, completion, running.settings, stack.truth, score)
+    names = {label: completion.labels.name_of(label) for label in score.pooled_dice} if score is not None else {}
+    done = running.completed(
+        seconds=completion.seconds,
+        sections={str(z): values for z, values in _section_records(stack.images, completion)},
+        calibration=completion.calibration,
+        scores=score.to_json(names) if score is not None else {},
+        suggestions=completion.suggestions,
+        summary=report.summary,
+        notes=completion.notes,
+    )
+    folder.finish(
+        running, done, lambda path: write_results(path, stack.images, completion, command.label_table, report)
+    )
+    return done
+
+
+def _section_records(images: Volume, completion: Completion) -> Iterator[tuple[int, dict[str, Any]]]:
+    for z, result in sorted(completion.sections.items()):
+        yield (
+            z,
+            {
+                "name": images.section_names[z],
+                "seconds": result.seconds,
+                "iterations": result.iterations,
+                "objective": list(result.objective),
+                "mean_uncertainty": float(completion.uncertainty[z].mean()),
+            },
+        )
+
+
+def print_summary(output: Path, record: RunRecord) -> None:
+    """Print what came out, the scores where there are any, what to label next, and where the report is."""
+    print(record.summary)
+    for note in record.notes:
+        print(f"Note: {note}")
+    if record.scores:
+        print_score(StackScore.from_json(record.scores), "against the truth")
+    if record.suggestions:
+        print(f"Label next: section {', '.join(str(z) for z in record.suggestions)}.")
+    print(f"Report: {output / 'report.html'}")

@@ -1,0 +1,126 @@
+"""What a completed stack leaves in its folder: labels, uncertainty, label table, probabilities, report."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from limner.annotations import SectionLabels
+from limner.io import default_table, read_table, write_result, write_table
+from limner.io.sections import centre_slices
+from limner.methods.stack_completion import Completion
+from limner.metrics.pixels import StackScore
+from limner.report.stack import SectionScores, StackReport, write_stack_report
+from limner.volume import LabelMap, Volume
+
+
+def write_results(
+    folder: Path, images: Volume, completion: Completion, label_table: Path | None, report: StackReport
+) -> None:
+    """Write every result into an existing folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to write ``labels`` and ``uncertainty`` (in the format of the images), ``structures`` (in the format of
+        `label_table`, else CSV), ``report.html`` and, where the completion kept them, ``probabilities``.
+    images : Volume
+        The sections; gives format and geometry.
+    completion : Completion
+        The result.
+    label_table : Path or None
+        The user's table of names and colours.
+    report : StackReport
+        As `report_of` makes it.
+    """
+    write_result(folder, "labels", completion.labels.labels, images)
+    write_result(folder, "uncertainty", completion.uncertainty, images)
+    _write_structures(folder, completion.labels, label_table)
+    if any(result.probabilities is not None for result in completion.sections.values()):
+        write_probabilities(folder / "probabilities", images, completion)
+    write_stack_report(folder / "report.html", report)
+
+
+def report_of(
+    images: Volume,
+    annotations: SectionLabels,
+    completion: Completion,
+    settings: Mapping[str, object],
+    truth: SectionLabels | None,
+    score: StackScore | None,
+) -> StackReport:
+    """Gather what the report shows; its title is the name of the images' file or folder."""
+    scores: dict[int, SectionScores] | None = None
+    if score is not None:
+        scores = {z: {"accuracy": score.accuracy[z], "dice": score.dice[z]} for z in score.accuracy}
+    return StackReport(
+        title=images.source.path.name if images.source is not None else "Stack",
+        images=images,
+        labels=completion.labels,
+        uncertainty=completion.uncertainty,
+        labelled=annotations.labelled,
+        suggestions=completion.suggestions,
+        objective={z: result.objective for z, result in completion.sections.items() if len(result.objective)},
+        settings=settings,
+        truth=truth.label_map if truth is not None else None,
+        scores=scores,
+        notes=completion.notes,
+    )
+
+
+def _write_structures(folder: Path, labels: LabelMap, label_table: Path | None) -> None:
+    """Names and colours of every label that occurs or that the user's table names, in the format it was given."""
+    table = {**default_table(np.unique(labels.labels).tolist()), **labels.table}
+    if label_table is None:
+        write_table(folder / "structures.csv", table, "csv")
+        return
+    given, table_format = read_table(label_table)
+    write_table(folder / f"structures{label_table.suffix}", {**table, **given}, table_format)
+
+
+def write_probabilities(folder: Path, images: Volume, completion: Completion) -> None:
+    """Write the class probabilities of each completed section.
+
+    Each section gets one float32 TIFF, named like its image (``0007.tif`` where the stack is one file), with one page a
+    structure. ``pages.csv`` says what the pages are: section, page (from 0), index and name of the structure. Sections
+    list only the structures that were possible there; every other structure has probability 0.
+
+    Parameters
+    ----------
+    folder : Path
+        Made here.
+    images : Volume
+        The sections; those of a folder are cropped to their own size.
+    completion : Completion
+        Sections whose probabilities were not kept are passed over.
+    """
+    folder.mkdir(parents=True)
+    with (folder / "pages.csv").open("w", newline="", encoding="utf-8") as handle:
+        rows = csv.writer(handle, lineterminator="\n")
+        rows.writerow(("section", "page", "index", "name"))
+        for z, result in sorted(completion.sections.items()):
+            if result.probabilities is None:
+                continue
+            name = f"{_section_stem(images, z)}.tif"
+            pages = np.asarray(_own_size(result.probabilities, images, z), dtype=np.float32)
+            tifffile.imwrite(folder / name, pages, photometric="minisblack", compression="zlib")
+            for page, label in enumerate(np.asarray(result.structures).tolist()):
+                structure = "background" if label == 0 else completion.labels.name_of(label)
+                rows.writerow((name, page, label, structure))
+
+
+def _section_stem(images: Volume, z: int) -> str:
+    named = images.source is not None and images.source.names
+    return Path(images.section_names[z]).stem if named else f"{z:04}"
+
+
+def _own_size(pages: NDArray[np.floating], images: Volume, z: int) -> NDArray[np.floating]:
+    """Cropped to the size that the section has in its folder."""
+    if images.source is None or not images.source.sizes:
+        return pages
+    return pages[(slice(None), *centre_slices(images.source.sizes[z], images.space.shape[1:]))]
