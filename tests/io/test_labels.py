@@ -100,8 +100,8 @@ def test_shape_and_spacing_must_be_the_stacks(tmp_path, stack):
 
 
 def test_a_given_spacing_holds_for_labels_too(tmp_path):
-    path = write_volume(tmp_path / "a.nrrd", label_some(), (1, 1, 1))
-    result = read_labels(path, read(path, spacing=SPACING))
+    stack = read(write_volume(tmp_path / "image.nrrd", label_some(), (1, 1, 1)), spacing=SPACING)
+    result = read_labels(write_volume(tmp_path / "labels.nrrd", label_some(), (2, 1, 1)), stack)
     assert result.label_map.space.spacing == SPACING
 
 

@@ -67,9 +67,8 @@ def read(
     path = Path(path)
     content = load(path).with_sections_first(axis_number(section_axis, path))
     _check_finite(path, content)
-    volume = Volume(content.pixels, space_of(content, spacing), replace(content.source, file_spacing=content.spacing))
-    if spacing is not None:
-        volume = replace(volume, source=replace(content.source, file_spacing=None))
+    source = replace(content.source, file_spacing=content.spacing if spacing is None else None)
+    volume = Volume(content.pixels, space_of(content, spacing), source)
     if positions is None:
         return volume
     table = read_positions(positions, volume.section_names, volume.space.shape[0])
