@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Examples
     --------
-    >>> main(["info", "no-such-file.nii.gz"])  # doctest: +SKIP
+    >>> main(["info", "no-such-file.nii.gz"])
     2
     """
     given = list(sys.argv[1:] if argv is None else argv)

@@ -156,6 +156,9 @@ def read_stack(command: StackComplete) -> Stack:
         raise ValueError(f"--jobs: {command.jobs} is below 0; give a number of sections, or 0 for one a core")
     if not command.within_mm >= 0:
         raise ValueError(f"--within-mm: {command.within_mm} is no distance; give 0 mm or more")
+    weights = command.settings.vgg16_weights
+    if weights and not Path(weights).is_file():
+        raise ValueError(f"--vgg16-weights: {weights} is no file; name a file of weights, or leave the option out")
     images = read(
         command.images,
         spacing=command.spacing or None,
