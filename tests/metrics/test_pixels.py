@@ -96,6 +96,21 @@ def test_dice_and_confusion_agree_with_brute_force() -> None:
             assert dice(predicted, truth, label, where) == score
 
 
+def test_large_and_negative_labels_are_counted_like_small_ones() -> None:
+    predicted, truth = random_labels(0), random_labels(1)
+    labels, counts = confusion(predicted, truth)
+    for offset in (2**24, -100):
+        shifted, same = confusion(
+            np.where(predicted > 0, predicted + offset, 0), np.where(truth > 0, truth + offset, 0)
+        )
+        order = np.argsort(np.where(labels > 0, labels + offset, 0))
+        assert shifted.tolist() == np.where(labels > 0, labels + offset, 0)[order].tolist()
+        np.testing.assert_array_equal(same, counts[np.ix_(order, order)])
+    labels, counts = confusion(predicted[:0], truth[:0])
+    assert labels.tolist() == [0]
+    assert counts.tolist() == [[0]]
+
+
 def test_dice_is_symmetric_and_knows_absent_labels() -> None:
     predicted, truth = np.array([1, 1, 0, 7]), np.array([1, 0, 0, 0])
     assert dice_per_label(predicted, truth) == dice_per_label(truth, predicted)
