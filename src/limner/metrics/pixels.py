@@ -118,7 +118,7 @@ def confusion(predicted: Labels, truth: Labels, mask: NDArray[np.bool_] | None =
 
 def _ranked(values: NDArray[np.int64]) -> tuple[Labels, NDArray[np.int64]]:
     """The distinct values and 0, increasing, and the place of each value among them."""
-    if values.size and 0 <= values.min() and values.max() < LOOKUP_SIZE:  # without sorting: ten times as fast
+    if values.size and values.min() >= 0 and values.max() < LOOKUP_SIZE:  # without sorting: ten times as fast
         present = np.bincount(values, minlength=1) > 0
         present[0] = True
         return np.flatnonzero(present), (np.cumsum(present) - 1)[values]
