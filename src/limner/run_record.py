@@ -222,6 +222,15 @@ class RunRecord:
         Warnings for the user.
     outputs : tuple of str
         Files that the run wrote, relative to its folder: these, and no others, a later run may replace.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> record = RunRecord(command=("limner",), settings={"seed": 3}, inputs={}, device="cpu", seed=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_record(Path(folder, "run.json"), record.completed(seconds={"network": 1.5}))
+    ...     read_record(Path(folder, "run.json")).seconds
+    {'network': 1.5}
     """
 
     command: tuple[str, ...]
