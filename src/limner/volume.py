@@ -32,7 +32,8 @@ class Source:
     sizes : tuple of (int, int)
         Each section's own (y, x) size before it was centred on the common canvas, for a folder; else empty.
     file_spacing : tuple of float, optional
-        Spacing (z, y, x in memory) in mm that the file itself states; None where it states none or the user gave another.
+        Spacing (z, y, x in memory) in mm that the file itself states; None where it states none or the user gave
+        another.
     """
 
     kind: Literal["volume", "tiff", "folder"]

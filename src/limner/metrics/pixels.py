@@ -39,7 +39,7 @@ def evaluation_mask(truth_section: Labels, spacing_yx: tuple[float, float], with
 
     References
     ----------
-    Atzeni et al., MICCAI 2018, section 3 (2 mm there), doi:10.1007/978-3-030-00931-1_19
+    Atzeni et al., MICCAI 2018, section 3 (2 mm there), doi:10.1007/978-3-030-00934-2_25
 
     Examples
     --------

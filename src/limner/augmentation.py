@@ -1,0 +1,88 @@
+"""Random changes of training sections: rotation, translation, scaling, contrast and brightness."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges from which each change is drawn evenly.
+
+    Parameters
+    ----------
+    rotation : float
+        Largest angle either way, degrees.
+    translation : float
+        Largest shift either way along y and x, as a fraction of the section's size.
+    scaling : float
+        Largest relative change of size either way.
+    contrast : float
+        Largest relative change of contrast either way.
+    brightness : float
+        Largest addition either way, as a fraction of the grey range.
+    """
+
+    rotation: float = 10.0
+    translation: float = 0.05
+    scaling: float = 0.1
+    contrast: float = 0.2
+    brightness: float = 0.1
+
+
+def random_transforms(n: int, shape: tuple[int, int], ranges: Augmentation, generator: torch.Generator) -> Tensor:
+    """Similarity transforms for `affine_grid` of sections of `shape` (Y, X); shape (n, 2, 3).
+
+    Rotation keeps angles on the pixel grid, so that a section that is not square is not sheared.
+    """
+
+    def draw(limit: float) -> Tensor:
+        return (2 * torch.rand(n, generator=generator) - 1) * limit
+
+    angle, scale = draw(math.radians(ranges.rotation)), 1 + draw(ranges.scaling)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    aspect = shape[0] / shape[1]
+    rows = [cos, -sin * aspect, 2 * draw(ranges.translation), sin / aspect, cos, 2 * draw(ranges.translation)]
+    return torch.stack(rows, dim=1).view(n, 2, 3)
+
+
+def augment(
+    images: Tensor, targets: Tensor, ranges: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Change sections and their labels alike; each section of the batch differently.
+
+    Parameters
+    ----------
+    images : Tensor
+        Shape (B, C, Y, X), grey range [0, 1].
+    targets : Tensor
+        Labels (B, Y, X), int.
+    ranges : Augmentation
+        How far to go.
+    generator : torch.Generator
+        On the CPU; decides every draw.
+
+    Returns
+    -------
+    images : Tensor
+        Shape (B, C, Y, X); beyond the border the image continues.
+    targets : Tensor
+        Shape (B, Y, X), nearest pixel.
+    weights : Tensor
+        Shape (B, Y, X), 0 where the section did not reach, else 1.
+    """
+    transforms = random_transforms(len(images), (images.shape[2], images.shape[3]), ranges, generator)
+    grid = F.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    labels = F.grid_sample(targets[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+    gain = 1 + (2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1) * ranges.contrast
+    shift = (2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1) * ranges.brightness
+    middle = moved.mean(dim=(1, 2, 3), keepdim=True)
+    moved = (moved - middle) * gain.to(images.device) + middle + shift.to(images.device)
+    weights = (grid.abs() <= 1).all(dim=-1).float()
+    return moved, labels[:, 0].round().long(), weights
