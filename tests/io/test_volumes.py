@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from limner.io import read, write_result
+from limner.io import read, read_label_volume, write_result
+from limner.io.images import load
 
 # A rotation of 20 degrees about x and then 30 about z, in NIfTI's RAS, with spacing (i, j, k) = (0.5, 2, 3) mm.
 A, B = np.deg2rad(20), np.deg2rad(30)
@@ -194,6 +195,52 @@ def test_infinite_pixels_name_the_section_along_the_chosen_axis(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(zyx), tmp_path / "a.mha")
     with pytest.raises(ValueError, match=r"section 2 of .*NaN or infinity"):
         read(tmp_path / "a.mha", section_axis="j")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nifti_with_nan_or_infinity(tmp_path, ending, dtype, order, value):
+    """SimpleITK reads these as 0 and says nothing."""
+    ijk = np.ones((4, 3, 6), order + dtype)  # sections k
+    ijk[3, 2, 4] = value
+    ijk[1, 0, 5] = value
+    image = nibabel.Nifti1Image(ijk, np.eye(4), nibabel.Nifti1Header(endianness=order))
+    image.set_data_dtype(ijk.dtype)
+    image.to_filename(tmp_path / f"a{ending}")
+    header = nibabel.load(tmp_path / f"a{ending}").header
+    assert (header.endianness, header.get_data_dtype()) == (order, np.dtype(order + dtype))
+    with pytest.raises(ValueError, match=rf"^read\(\): section 4 of .*a{ending} holds NaN or infinity; .*") as raised:
+        read(tmp_path / f"a{ending}")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match=r"section 1 of .* holds NaN"):  # the voxel of section 5 along k
+        read(tmp_path / f"a{ending}", section_axis="i")
+
+
+def test_nifti_with_nan_beyond_the_first_block(tmp_path):
+    """Blocks of 4 MiB; all but the very last voxel finite, and a header extension shifts the pixels."""
+    ijk = np.ones((128, 128, 70), np.float32)  # 4.4 MiB
+    ijk[-1, -1, -1] = np.nan
+    image = nibabel.Nifti1Image(ijk, np.eye(4))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"scanned on a Monday" * 7))
+    image.to_filename(tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match=r"section 69 of .* holds NaN"):
+        read(tmp_path / "a.nii.gz")
+    assert np.argwhere(np.isnan(load(tmp_path / "a.nii.gz").pixels)).tolist() == [[69, 127, 127]]
+    with pytest.raises(ValueError, match=r"a.nii.gz holds values that are no integers, or NaN"):
+        read_label_volume(tmp_path / "a.nii.gz")
+
+
+def test_nifti_bytes_after_the_pixels_are_no_pixels(tmp_path):
+    pixels = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(pixels), tmp_path / "a.nii")
+    with (tmp_path / "a.nii").open("ab") as file:
+        file.write(np.full(9, np.nan, np.float32).tobytes())
+    assert np.array_equal(read(tmp_path / "a.nii").pixels, pixels)
+    integers = np.frombuffer(np.full(24, np.nan, "f4").tobytes(), np.int32).reshape(2, 3, 4)  # the bits of NaN
+    sitk.WriteImage(sitk.GetImageFromArray(integers), tmp_path / "b.nii")
+    assert np.array_equal(read(tmp_path / "b.nii").pixels, integers)
 
 
 DATA = Path(os.environ.get("LIMNER_DATA", "../shared/data")) / "stack_stpt_mouse" / "stpt_native_50x40x40um.nii.gz"

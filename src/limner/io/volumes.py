@@ -50,14 +50,16 @@ def load_volume(path: Path, extension: str) -> Content:
     ValueError
         If the file is damaged, has more than three axes, or neither one channel nor RGB.
     """
-    if extension in (".nii", ".nii.gz"):
-        _check_nifti_is_whole(path)
+    not_finite = _check_nifti(path) if extension in (".nii", ".nii.gz") else []
     image = _read(path)
     pixels = sitk.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         pixels = _rgb(pixels, path)
     channels = pixels.shape[image.GetDimension() :]
     pixels = real_pixels(pixels.reshape(*_three_axes(image.GetSize()), *channels), path)
+    for start, marks in not_finite:
+        voxels = (start + np.flatnonzero(np.unpackbits(marks))) % math.prod(pixels.shape[:3])
+        pixels[np.unravel_index(voxels, pixels.shape[:3])] = np.nan
     spacing, origin, direction = _geometry(image)
     if extension in (".nrrd", ".nhdr"):
         spacing, origin = _nrrd_units(path, spacing, origin)
@@ -153,29 +155,44 @@ def _nrrd_units(path: Path, spacing: Triple | None, origin: Triple) -> tuple[Tri
     return _triple(np.divide(spacing, 1000)), _triple(np.divide(origin, 1000))
 
 
-def _check_nifti_is_whole(path: Path) -> None:
-    """SimpleITK fills the missing end of a truncated NIfTI file with zeros and says nothing, so count the bytes."""
+def _check_nifti(path: Path) -> list[tuple[int, NDArray[np.uint8]]]:
+    """Check what SimpleITK passes over in silence, with one block of the file in memory at a time.
+
+    It fills the missing end of a truncated file with zeros, so the bytes are counted; and it reads NaN and infinity as
+    0, so for each block that holds any its first pixel and one bit a pixel, 1 where not finite, are returned.
+    """
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
+    found, not_finite = 0, []
     try:
         with gzip.open(path) if compressed else path.open("rb") as file:
-            expected = _nifti_bytes(path, file.read(352))
-            found = 352 + sum(len(block) for block in iter(lambda: file.read(1 << 22), b""))
+            offset, expected, dtype = _nifti_pixels(path, file.read(352))
+            file.seek(offset)
+            while block := file.read(1 << 22):  # on to the end of the file: there a gzip file has its checksum
+                if dtype is not None:
+                    n = max(min(len(block), expected - found), 0) // dtype.itemsize
+                    finite = np.isfinite(np.frombuffer(block, dtype, n))
+                    if not finite.all():
+                        not_finite.append((found // dtype.itemsize, np.packbits(~finite)))
+                found += len(block)
     except (OSError, EOFError, IndexError, OverflowError, struct.error, zlib.error) as error:
         raise unreadable(path, error) from None
     if found < expected:
-        raise unreadable(path, f"{expected} bytes are announced, {found} are there")
+        raise unreadable(path, f"{expected} bytes of pixels are announced, {found} are there")
+    return not_finite
 
 
-def _nifti_bytes(path: Path, header: bytes) -> int:
-    """Length in bytes that a NIfTI-1 header announces for the whole file."""
+def _nifti_pixels(path: Path, header: bytes) -> tuple[int, int, np.dtype[Any] | None]:
+    """Where the pixels begin, how many bytes they take, and their type if it can hold NaN, by a NIfTI-1 header."""
     order = "<" if header[0] else ">"
     if struct.unpack_from(order + "i", header) == (540,):
         raise ValueError(f"read(): {path} is NIfTI-2, which SimpleITK cannot read; save it as NIfTI-1 or NRRD")
     n_axes, *lengths = struct.unpack_from(order + "8h", header, 40)
-    (bits,) = struct.unpack_from(order + "h", header, 72)
+    code, bits = struct.unpack_from(order + "2h", header, 70)
     (offset,) = struct.unpack_from(order + "f", header, 108)
-    return int(max(352, offset)) + math.prod(max(n, 1) for n in lengths[: max(n_axes, 0)]) * bits // 8
+    n_bytes = math.prod(max(n, 1) for n in lengths[: max(n_axes, 0)]) * bits // 8
+    floats = {16: "f4", 64: "f8"}
+    return int(min(max(352, offset), 2**62)), n_bytes, np.dtype(order + floats[code]) if code in floats else None
 
 
 @contextmanager
