@@ -40,15 +40,24 @@ def signed_distance(mask: NDArray[np.bool_], spacing: tuple[float, float], clip_
         return -distance
     window = _window(mask, spacing, clip_mm)
     inside = mask[window]
-    half = min(spacing) / 2
-    if inside.all():
-        near = np.full(inside.shape, clip_mm)
-    else:
-        to_outside = ndimage.distance_transform_edt(inside, sampling=spacing)
-        to_inside = ndimage.distance_transform_edt(~inside, sampling=spacing)
-        near = np.where(inside, to_outside - half, half - to_inside)
+    near = np.where(inside, _to_border(inside, spacing), -_to_border(~inside, spacing))
     distance[window] = np.clip(near, -clip_mm, clip_mm)
     return distance
+
+
+def _to_border(mask: NDArray[np.bool_], spacing: tuple[float, float]) -> NDArray[np.float64]:
+    """Distance from the pixels of a mask to the nearest pixel outside it, less half a pixel, mm.
+
+    Half a pixel is half the spacing along y or x if that pixel lies straight along one of them. Else it is half the
+    smaller spacing: oblique borders come close to the centres of pixels.
+    """
+    if spacing[0] == spacing[1]:
+        return ndimage.distance_transform_edt(mask, sampling=spacing) - spacing[0] / 2
+    distance, nearest = ndimage.distance_transform_edt(mask, sampling=spacing, return_indices=True)
+    longer = int(np.argmax(spacing))
+    across = 1 - longer
+    straight = nearest[across] == np.indices(mask.shape, sparse=True)[across]
+    return distance - np.where(straight, spacing[longer], spacing[across]) / 2
 
 
 def _window(mask: NDArray[np.bool_], spacing: tuple[float, float], clip_mm: float) -> tuple[slice, slice]:
