@@ -13,6 +13,7 @@ References
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -104,8 +105,9 @@ class Registration:
 
     def warp_labels(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Carry labels, shape (B, Y, X), onto the fixed images (nearest pixel); 0 where nothing matches."""
-        warped = self._apply(np.asarray(labels, dtype=np.float32), "nearest").astype(labels.dtype)
-        return np.where(self.coverage(), warped, 0).astype(labels.dtype)
+        values, places = np.unique(labels, return_inverse=True)  # float32 would round labels above 2**24
+        warped = self._apply(places.reshape(labels.shape).astype(np.float32), "nearest")
+        return np.where(self.coverage(), values[warped.astype(int)], 0).astype(labels.dtype)
 
     def coverage(self) -> NDArray[np.bool_]:
         """Which pixels of the fixed images have their match inside the moving image, shape (B, Y, X)."""
@@ -236,13 +238,18 @@ def _as_batch(image: NDArray[Any] | Tensor, name: str) -> Tensor:
 
 
 def _in_unit_range(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance from the background (median of the border) scaled to [0, 1], and which images are not flat."""
+    """Distance from the background (median of the border) scaled to [0, 1], and which images can be used.
+
+    Those that are flat or hold NaN or infinity cannot; they become 0.
+    """
     border = torch.cat([image[:, :, 0], image[:, :, -1], image[..., 0], image[..., -1]], dim=2)
     foreground = (image - border.median(dim=2).values[:, :, None, None]).abs()
-    scale = torch.quantile(foreground.flatten(1), 0.995, dim=1)
+    values = foreground.flatten(1)
+    scale = values.kthvalue(math.ceil(0.995 * values.shape[1]), dim=1).values  # torch.quantile takes 2**24 values only
     scale = torch.where(scale > 0, scale, foreground.flatten(1).amax(1))
-    usable = scale > 1e-6
-    return (foreground / scale.clamp_min(1e-6)[:, None, None, None]).clamp(0, 1), usable
+    usable = (scale > 1e-6) & values.isfinite().all(dim=1)
+    scaled = (foreground / scale.clamp_min(1e-6)[:, None, None, None]).clamp(0, 1)
+    return torch.where(usable[:, None, None, None], scaled, 0.0), usable  # grid_sample crashes on NaN
 
 
 def register(
@@ -272,7 +279,7 @@ def register(
     Returns
     -------
     Registration
-        An empty or constant section gets the identity, a warning, and False in `matched`.
+        An empty or constant section, or one with NaN, gets the identity, a warning, and False in `matched`.
 
     Raises
     ------
@@ -300,7 +307,9 @@ def register(
     usable = usable_f & usable_m
     if not bool(usable.all()):
         pairs = np.flatnonzero(~usable.cpu().numpy()).tolist()
-        warnings.warn(f"register(): pairs {pairs} hold an empty or constant section; they stay in place", stacklevel=2)
+        warnings.warn(
+            f"register(): pairs {pairs} hold an empty or constant section, or NaN; they stay in place", stacklevel=2
+        )
     weights = _foreground_weights(f, m)
     matrix = _start(f, m, spacing, start, options.max_angle)
     matrix = torch.where(usable[:, None, None], matrix, affine.identity(len(f), f.device))
