@@ -23,10 +23,11 @@ from scipy.stats import wilcoxon
 
 from limner.annotations import SectionLabels
 from limner.io import read, read_label_volume
-from limner.label_fusion import blend, interpolation_weights
-from limner.methods.stack_completion import Settings, Stack, complete
+from limner.label_fusion import blend
+from limner.methods.stack_completion import Settings, complete
 from limner.metrics.pixels import expected_calibration_error, score_stack
 from limner.run_record import Store, machine, package_versions
+from limner.section_fusion import FusionOptions, SectionFusion
 from limner.volume import LabelMap
 
 LAST_LABELLED = 250
@@ -37,26 +38,24 @@ def interpolated(annotations: SectionLabels, sections: list[int], clip_mm: float
     """Linear interpolation of signed distances, without images: the rival to beat."""
     given = annotations.label_map
     space = given.space
-    stack = Stack(
+    stack = SectionFusion(
         np.zeros((space.shape[0], 1, *space.shape[1:]), np.float32),
         given.labels,
         annotations.labelled,
         space.section_positions,
         (space.spacing[1], space.spacing[2]),
-        Settings(interpolation="linear", clip_mm=clip_mm),
-        "cpu",
+        FusionOptions(interpolation="linear", clip_mm=clip_mm),
     )
     labels = given.labels.copy()
     for z in sections:
         distances, weights, covered = stack.blended_distances(z)
         structures = np.asarray(stack.structures(z))
         labels[z] = structures[blend(distances, weights, covered, 1.0).argmax(dim=0).numpy()]
-    assert interpolation_weights([0.0, 1.0], 0.5, "linear") == [(0, 0.5), (1, 0.5)]
     return LabelMap(labels, space)
 
 
 def calibration_error(uncertainty: np.ndarray, predicted: np.ndarray, truth: np.ndarray, sections: list[int]) -> float:
-    """Expected calibration error of what the user is shown, on the withheld labels inside predicted or true structures."""
+    """Expected calibration error of what the user is shown, on withheld labels inside predicted or true structures."""
     inside = (predicted[sections] > 0) | (truth[sections] > 0)
     correct = (predicted[sections] == truth[sections])[inside]
     return float(expected_calibration_error(1 - uncertainty[sections][inside], correct))

@@ -10,17 +10,18 @@ equation           function
 Eq. 1, objective   `objective`
 Eq. 2, E-step      `e_step`
 Eq. 3, M-step      `m_step` (with ``log p_d`` in the second sum, where the paper prints ``log p_f``)
-Eq. 4, fusion      `Stack.evidence`, with `limner.label_fusion`
+Eq. 4, fusion      `limner.section_fusion.SectionFusion.evidence`
 =================  ==========================================================================================
 
 Departures, each a setting (what each gained stands in docs/benchmarks.md):
 
 - Fusion blends signed distances along z, carried along registrations chained from section to section, over four
   labelled sections; their scale rho is fitted on left-out labelled sections. ``fusion='printed'`` is the paper's Eq. 4.
-- The default network is a small U-Net on sections reduced to `network_pixels`, which also sees where a pixel lies. Local
-  training and the M-step move its last layer only, on features computed once.
+- The default network is a small U-Net on sections reduced to `network_pixels`, which also sees where a pixel lies.
+  Local training and the M-step move its last layer only, on features computed once.
 - The network's probabilities are divided by the frequency of each structure, so that only fusion carries the prior, and
-  lambda is fitted on left-out sections: the paper's 2 suits a network as good as the fusion.
+  lambda is fitted on left-out sections and falls with the distance to labels: the paper's 2 suits a network as good as
+  the fusion.
 
 References
 ----------
@@ -35,10 +36,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -50,22 +51,24 @@ from torch.nn import functional as F
 from limner.annotations import SectionLabels
 from limner.augmentation import Augmentation, augment
 from limner.calibration import best_scale, mean_log_loss
-from limner.distances import signed_distances
 from limner.intensity import to_8_bit
-from limner.label_fusion import atlas_log_weights, blend, fuse, interpolation_weights
 from limner.metrics.pixels import expected_calibration_error
-from limner.networks.fcn_vgg import FCN8s, load_vgg16_weights
-from limner.networks.unet import UNet
+from limner.pixel_classifier import (
+    ClassifierOptions,
+    PixelClassifier,
+    make_classifier,
+    network_log_probabilities,
+    train_globally,
+)
 from limner.registration.section_warps import SectionWarps, register_sections
 from limner.registration.velocity_field import Options, Start
-from limner.registration.warp import covers, warp
 from limner.run_record import Store, content_key
-from limner.training import Schedule, train, with_coordinates
+from limner.section_fusion import FusionOptions, SectionFusion
 from limner.volume import LabelMap, Volume
 
 Progress = Callable[[str, int, int], None]
-PAPER_RHO = 21.0  # 1 / mm
-TRAINING_SETTINGS = ("network", "vgg16_weights", "network_pixels", "epochs", "seed")  # what stage 1 depends on
+WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
+AUGMENTED_COPIES = 2  # of each neighbouring labelled section, in local training
 WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda; the paper's is the last
 
 
@@ -106,7 +109,7 @@ class Settings:
     trained_layers: Literal["last", "all"] = "last"
     """What local training and the M-step move: the last layer, or the whole network (paper)."""
     weight_of_network: float = 0.0
-    """lambda, the power of p_d beside p_f (paper: 2). 0: fitted on left-out sections, and less where labels are near."""
+    """lambda, the power of p_d beside p_f (paper: 2). 0: fitted on left-out sections, less where labels are near."""
     divide_by_frequency: bool = True
     """Divide p_d by how frequent each structure is, as fusion carries the prior already (paper: no)."""
     prior: float = 1e-4
@@ -188,269 +191,29 @@ class Completion:
     notes: tuple[str, ...]
 
 
-# ---- label fusion: p_f ------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Stack:
-    """The sections, what is known of them, and the warps between them."""
-
-    images: NDArray[np.float32]  # (Z, C, Y, X), 8-bit grey levels
-    labels: NDArray[Any]  # (Z, Y, X)
-    labelled: tuple[int, ...]
-    positions: NDArray[np.float64]  # (Z,) mm
-    spacing: tuple[float, float]  # (y, x) mm
-    settings: Settings
-    device: str
-    warps: SectionWarps | None = None
-    rho_scale: float = math.nan  # rho = rho_scale / spread, see `spread`
-
-    def __post_init__(self) -> None:
-        self.distances = lru_cache(maxsize=8)(self._distances)
-
-    def _distances(self, z: int) -> tuple[list[int], Tensor]:
-        """Structures on a labelled section and signed distances to them, (L, Y, X)."""
-        structures = np.unique(self.labels[z]).tolist()
-        found = signed_distances(self.labels[z], structures, self.spacing, self.settings.clip_mm)
-        return structures, torch.from_numpy(found).to(self.device)
-
-    def neighbours(self, z: int, left_out: int | None = None) -> list[int]:
-        """The nearest labelled sections before and after `z`, or the one there is."""
-        known = [a for a in self.labelled if a not in (left_out, z)]
-        return [*[a for a in known if a < z][-1:], *[a for a in known if a > z][:1]]
-
-    def atlases(self, z: int, left_out: int | None = None) -> list[tuple[int, float]]:
-        """Labelled sections that speak for `z`, with their interpolation weights."""
-        if self.settings.fusion != "blended":
-            return [(a, 1.0) for a in self.neighbours(z, left_out)]
-        known = [a for a in self.labelled if a not in (left_out, z)]
-        kind = self.settings.interpolation
-        chosen = interpolation_weights(self.positions[known].tolist(), float(self.positions[z]), kind)
-        return [(known[i], w) for i, w in chosen]
-
-    def spread(self, z: int, left_out: int | None = None) -> float:
-        """How far a border may have wandered at `z`: that of a Brownian bridge between its neighbours, sqrt(mm)."""
-        gaps = [abs(float(self.positions[a] - self.positions[z])) for a in self.neighbours(z, left_out)]
-        return math.sqrt(math.prod(gaps) / sum(gaps) if len(gaps) == 2 else gaps[0])
-
-    def structures(self, z: int, left_out: int | None = None) -> list[int]:
-        """Labels that occur on any atlas of `z`; background is one of them."""
-        return sorted({0, *(s for a, _ in self.atlases(z, left_out) for s in self.distances(a)[0])})
-
-    def blended_distances(self, z: int, left_out: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Warped distances (N, L, Y, X), their weights (N,) and where each atlas covers the section (N, Y, X)."""
-        structures = self.structures(z, left_out)
-        warped, covered = [], []
-        for atlas, _ in self.atlases(z, left_out):
-            present, known = self.distances(atlas)
-            distances = known.new_full((len(structures), *known.shape[1:]), -self.settings.clip_mm)
-            distances[[structures.index(s) for s in present]] = known
-            displacement = self.displacement(z, atlas)
-            warped.append(warp(distances[None], displacement, self.spacing)[0])
-            covered.append(covers(displacement, self.spacing)[0, 0])
-        weights = torch.tensor([w for _, w in self.atlases(z, left_out)], device=self.device)
-        return torch.stack(warped), weights, torch.stack(covered)
-
-    def displacement(self, z: int, atlas: int) -> Tensor:
-        """From section `z` to a labelled section, (1, 2, Y, X), mm."""
-        if self.warps is None:
-            return torch.zeros(1, 2, *self.images.shape[2:], device=self.device)
-        return self.warps.displacement(z, atlas).to(self.device)
-
-    def evidence(self, z: int, left_out: int | None = None) -> Tensor:
-        """log p_f of each of `structures` at each pixel of section `z`, (L, Y, X): Eq. 4 or its blended form."""
-        distances, weights, covered = self.blended_distances(z, left_out)
-        if self.settings.fusion == "blended":
-            rho = self.settings.rho or (self.rho_scale / self.spread(z, left_out))
-            return blend(distances, weights, covered, rho)
-        atlases = [a for a, _ in self.atlases(z, left_out)]
-        images = [torch.from_numpy(self.images[a])[None].to(self.device) for a in atlases]
-        moved = torch.cat(
-            [warp(i, self.displacement(z, a), self.spacing) for i, a in zip(images, atlases, strict=True)]
-        )
-        gaps = torch.tensor([abs(self.positions[a] - self.positions[z]) for a in atlases], device=self.device)
-        section = torch.from_numpy(self.images[z]).to(self.device)
-        log_weights = atlas_log_weights(section, moved, gaps.float(), self.settings.sigma, self.settings.alpha)
-        rho = self.settings.rho or PAPER_RHO
-        return fuse(distances, log_weights, covered, rho, printed=self.settings.fusion == "printed")
-
-    def truth(self, z: int, structures: Sequence[int]) -> Tensor:
-        """The labels of a labelled section as indices into `structures`, (Y, X); -1 where the label is none of them."""
-        table = np.full(int(self.labels[z].max()) + 1, -1, dtype=np.int64)
-        for index, structure in enumerate(structures):
-            if structure < len(table):
-                table[structure] = index
-        return torch.from_numpy(table[self.labels[z]]).to(self.device)
-
-    def sample(self, z: int, structures: Sequence[int], most: int = 4000) -> tuple[Tensor, Tensor]:
-        """Flat indices of pixels near structures of a labelled section, and their true class; for fitting scales."""
-        truth = self.truth(z, structures).flatten()
-        background = structures.index(0)
-        present, known = self.distances(z)
-        near = known[present.index(0)].flatten() < self.settings.clip_mm if 0 in present else truth >= 0
-        usable = torch.nonzero((truth >= 0) & (near | (truth != background)))[:, 0]
-        usable = usable[:: max(1, len(usable) // most)]
-        return usable, truth[usable]
-
-    def fit_rho(self) -> float:
-        """rho_scale with the lowest log loss on every labelled section, left out in turn; the paper's rho if none can."""
-        samples = []
-        for z in self.labelled if len(self.labelled) > 1 else ():
-            distances, weights, covered = self.blended_distances(z, left_out=z)
-            pixels, truth = self.sample(z, self.structures(z, left_out=z))
-            flat = distances.flatten(2)[:, :, pixels], weights, covered.flatten(1)[:, pixels]
-            samples.append((*flat, truth, self.spread(z, left_out=z)))
-        if not any(len(s[3]) for s in samples):
-            return PAPER_RHO * self.spread(next(z for z in range(len(self.images)) if z not in self.labelled))
-
-        def loss(scale: float) -> float:
-            losses = [
-                mean_log_loss(blend(d[..., None], w, c[..., None], scale / s)[..., 0], t)
-                for d, w, c, t, s in samples
-                if len(t)
-            ]
-            return sum(losses) / len(losses)
-
-        return best_scale(loss, 0.1, 100.0)
-
-
-# ---- the network: p_d -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Classifier:
-    """A network and what it needs to see a section: `inputs` are fixed, `top` is what later training moves."""
-
-    network: nn.Module
-    images: Tensor  # (Z, C, y, x), reduced, in [0, 1]
-    labels: NDArray[Any]  # (Z, y, x), reduced
-    positions: Tensor  # (Z,) mm
-    classes: list[int]  # what the network's outputs stand for
-    settings: Settings
-
-    @property
-    def places(self) -> bool:
-        """Whether the network sees coordinates."""
-        return isinstance(self.network, UNet)
-
-    def input(self, images: Tensor, indices: Sequence[int] | Tensor) -> Tensor:
-        """What the network takes for sections `indices`, whose (perhaps changed) pixels are `images`."""
-        if not self.places:
-            return images
-        z = self.positions[torch.as_tensor(indices)]
-        return with_coordinates(images, z, (float(self.positions[0]), float(self.positions[-1])))
-
-    def fixed(self, images: Tensor, indices: Sequence[int] | Tensor) -> Tensor:
-        """The part that is computed once: features before the last layer, or the network's input."""
-        with torch.no_grad():
-            x = self.input(images, indices)
-            return self.network.features(x) if self._only_last else x  # type: ignore[operator]
-
-    @property
-    def _only_last(self) -> bool:
-        return isinstance(self.network, UNet) and self.settings.trained_layers == "last"
-
-    def top(self, structures: Sequence[int], generator: torch.Generator) -> nn.Module:
-        """A copy of what later training moves, with one output for each of `structures`."""
-        top = copy.deepcopy(self.network.head if self._only_last else self.network)
-        known = [self.classes.index(s) for s in structures] if set(structures) <= set(self.classes) else None
-        if isinstance(top, FCN8s):
-            top.replace_head(len(structures))
-            return top.eval()
-        head = top if isinstance(top, nn.Conv2d) else top.head
-        assert isinstance(head, nn.Conv2d)
-        new = nn.Conv2d(head.in_channels, len(structures), 1).to(head.weight.device)
-        with torch.no_grad():
-            if known is None:
-                new.weight.copy_(torch.randn(new.weight.shape, generator=generator) * 0.1)
-                new.bias.zero_()  # type: ignore[union-attr]
-            else:
-                new.weight.copy_(head.weight[known])
-                new.bias.copy_(head.bias[known])  # type: ignore[union-attr, index]
-        if isinstance(top, nn.Conv2d):
-            return new.eval()
-        top.head = new
-        return top.eval()
-
-    def targets(self, z: int, structures: Sequence[int]) -> Tensor:
-        """Labels of a labelled section on the reduced grid as indices into `structures`; -1: none of them."""
-        lookup = {s: i for i, s in enumerate(structures)}
-        found = np.vectorize(lambda s: lookup.get(int(s), -1), otypes=[np.int64])(self.labels[z])
-        return torch.from_numpy(found).to(self.images.device)
-
-
-def network_log_probabilities(top: nn.Module, inputs: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-    """log p_d, (B, L, y, x), enlarged to `shape` where given."""
-    logits = top(inputs)
-    if shape is not None and shape != tuple(logits.shape[2:]):
-        logits = F.interpolate(logits, size=shape, mode="bilinear", align_corners=False)
-    return torch.log_softmax(logits, dim=1)
-
-
-def make_classifier(stack: Stack, tissues: Mapping[int, int] | None) -> Classifier:
-    """A fresh network with the reduced sections it will see."""
-    settings, shape = stack.settings, stack.images.shape[2:]
-    shrink = max(1.0, max(shape) / settings.network_pixels)
-    level = (max(1, round(shape[0] / shrink)), max(1, round(shape[1] / shrink)))
-    images = torch.from_numpy(stack.images)
-    reduced = F.interpolate(images, size=level, mode="bilinear", align_corners=False, antialias=True) / 255
-    at = [((np.arange(n) + 0.5) * full / n).astype(int) for n, full in zip(level, shape, strict=True)]
-    labels = stack.labels[:, at[0]][:, :, at[1]]
-    seen = {0, *np.unique(stack.labels[list(stack.labelled)]).tolist()}
-    classes = sorted({tissues.get(s, 0) for s in seen} if tissues else seen)
-    torch.manual_seed(settings.seed)
-    network: nn.Module
-    if settings.network == "unet":
-        network = UNet(len(classes), images.shape[1] + 3, widths=(16, 32, 64, 128))
-    else:
-        network = FCN8s(len(classes))
-        if settings.vgg16_weights:
-            from pathlib import Path
-
-            load_vgg16_weights(network, Path(settings.vgg16_weights))
-    positions = torch.from_numpy(stack.positions).float()
-    return Classifier(
-        network.to(stack.device), reduced.to(stack.device), labels, positions, classes if not tissues else [], settings
-    )
-
-
-def train_globally(
-    classifier: Classifier,
-    labelled: Sequence[int],
-    part: tuple[float, float],
-    n_labelled: int,
-    tissues: Mapping[int, int] | None,
-    progress: Callable[[int, int], None],
-) -> None:
-    """Stage 1: a part of the schedule, on all labelled sections; tissue types where an ontology gives them."""
-    settings = classifier.settings
-    classes = classifier.classes or sorted({0, *(tissues or {}).values()})
-    lookup = np.vectorize(lambda s: classes.index((tissues or {}).get(int(s), 0 if tissues else int(s))))
-    labels = classifier.labels[list(labelled)]
-    values, inverse = np.unique(labels, return_inverse=True)
-    targets = torch.from_numpy(lookup(values)[inverse].reshape(labels.shape)).long()
-    batch = min(4, len(labelled))
-    steps = max(1, round(settings.epochs * n_labelled / 4))
-    fcn = isinstance(classifier.network, FCN8s)
-    schedule = Schedule(steps, *part, batch=batch, rate=1e-4 if fcn else 3e-3)
-    groups = None
-    if isinstance(classifier.network, FCN8s):
-        first, last = classifier.network.parameter_groups(schedule.rate)
-        groups = [{"params": first["params"], "scale": 1.0}, {"params": last["params"], "scale": 20.0}]
-    index = torch.tensor(list(labelled))
-    train(
-        classifier.network,
-        classifier.images[index],
-        targets.to(classifier.images.device),
-        schedule,
-        lambda images, chosen: classifier.input(images, index[chosen]),
-        torch.Generator().manual_seed(settings.seed + round(1000 * part[0])),
-        groups=groups,
-        progress=progress,
-    )
-
-
 # ---- one model: generalised EM ----------------------------------------------------------------------------------
+
+
+@dataclass
+class SectionData:
+    """What GEM needs of one section, at the network's grid.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        Of the section: features or the network's input, shape (1, C, y, x).
+    atlas_inputs : Tensor
+        The same of the N neighbouring labelled sections, as they are, shape (N, C, y, x).
+    atlas_targets : Tensor
+        Their labels as indices of structures, shape (N, y, x); -1 does not count.
+    log_pf : Tensor
+        log p_f, shape (L, y, x), up to a constant a pixel.
+    """
+
+    inputs: Tensor
+    atlas_inputs: Tensor
+    atlas_targets: Tensor
+    log_pf: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def e_step(log_pd: Tensor, log_pf: Tensor, weight: float) -> Tensor:
@@ -493,16 +256,6 @@ def m_step(top: nn.Module, data: SectionData, w: Tensor, weight: float, settings
         optimiser.step()
 
 
-@dataclass(frozen=True)
-class SectionData:
-    """What GEM needs of one section, at the network's grid."""
-
-    inputs: Tensor  # (1, C, y, x)
-    log_pf: Tensor  # (L, y, x), less lambda log frequency
-    atlas_inputs: Tensor  # (N, C, y, x)
-    atlas_targets: Tensor  # (N, y, x)
-
-
 def train_locally(top: nn.Module, inputs: Tensor, targets: Tensor, settings: Settings) -> None:
     """Stage 2: on the neighbouring labelled sections and augmented copies of them."""
     optimiser = torch.optim.Adam(top.parameters(), lr=1e-2 if settings.trained_layers == "last" else 1e-4)
@@ -541,73 +294,85 @@ def gem(top: nn.Module, data: SectionData, weight: float, settings: Settings) ->
 
 @dataclass
 class Model:
-    """Everything that is fitted once for the stack."""
+    """Everything that is fitted once for the stack.
 
-    stack: Stack
-    classifier: Classifier | None
-    weight_per_mm: float = math.nan  # lambda grows with the variance of fusion's borders, spread**2
+    Parameters
+    ----------
+    settings : Settings
+        What was chosen.
+    fusion : SectionFusion
+        p_f.
+    classifier : PixelClassifier, optional
+        p_d; None for the method 'fusion'.
+    weight_per_mm : float
+        lambda over `SectionFusion.spread` squared: it grows with the variance of fusion's borders.
+    temperature : float
+        By which the final log w is divided for the user.
+    notes : list of str
+        What the user should know.
+    """
+
+    settings: Settings
+    fusion: SectionFusion
+    classifier: PixelClassifier | None = None
+    weight_per_mm: float = math.nan
     temperature: float = 1.0
     notes: list[str] = field(default_factory=list)
 
     def log_w(self, z: int, left_out: int | None = None) -> tuple[Tensor, list[float], float]:
         """log w of a section at full size (L, Y, X), the objective's history, and mean entropy before GEM."""
-        settings, stack = self.stack.settings, self.stack
-        log_pf = stack.evidence(z, left_out) if settings.method != "network" else None
-        if self.classifier is None:
-            assert log_pf is not None
+        method = self.settings.method
+        if method == "fusion":
+            log_pf = self.fusion.evidence(z, left_out)
             return log_pf, [], entropy(log_pf)
-        structures = stack.structures(z, left_out)
-        generator = torch.Generator().manual_seed(settings.seed + 7919 * (z + 1))
-        top, inputs, atlas_inputs, atlas_targets = self._locally_trained(z, left_out, structures, generator)
-        shape = (stack.images.shape[2], stack.images.shape[3])
-
-        def final() -> Tensor:
-            with torch.no_grad():
-                return network_log_probabilities(top, inputs, shape)[0]
-
-        if log_pf is None:
-            return final(), [], entropy(final())
-        weight = self.weight(z, left_out)
-        log_pf = log_pf - weight * self._log_frequency(z, left_out, structures)
-        before = e_step(final(), log_pf, weight)
-        if settings.method == "product":
+        top, data = self.section_data(z, left_out)
+        before = self.log_pd(top, data)
+        if method == "network":
             return before, [], entropy(before)
-        probabilities = torch.softmax(log_pf, dim=0)[None]
-        small = F.interpolate(probabilities, size=inputs.shape[2:], mode="bilinear", antialias=True)[0]
-        n = len(self.stack.neighbours(z, left_out))
-        data = SectionData(inputs, small.clamp_min(1e-12).log(), atlas_inputs[:n], atlas_targets[:n])
-        history = gem(top, data, weight, settings)
-        return e_step(final(), log_pf, weight), history, entropy(before)
+        weight, log_pf = self.weight(z, left_out), self.evidence(z, left_out)
+        before = e_step(before, log_pf, weight)
+        if method == "product":
+            return before, [], entropy(before)
+        small = F.interpolate(log_pf.softmax(dim=0)[None], size=data.inputs.shape[2:], mode="bilinear", antialias=True)[
+            0
+        ]
+        data.log_pf = small.clamp_min(1e-12).log()
+        history = gem(top, data, weight, self.settings)
+        return e_step(self.log_pd(top, data), log_pf, weight), history, entropy(before)
+
+    def log_pd(self, top: nn.Module, data: SectionData) -> Tensor:
+        """log p_d of the section at full size, (L, Y, X)."""
+        with torch.no_grad():
+            return network_log_probabilities(top, data.inputs, self.fusion.shape)[0]
 
     def weight(self, z: int, left_out: int | None = None) -> float:
-        """lambda of a section: as set, else in proportion to how far fusion's borders may be off."""
-        return self.stack.settings.weight_of_network or self.weight_per_mm * self.stack.spread(z, left_out) ** 2
+        """lambda of a section: as set, else in proportion to the variance of fusion's borders."""
+        return self.settings.weight_of_network or self.weight_per_mm * self.fusion.spread(z, left_out) ** 2
 
-    def _log_frequency(self, z: int, left_out: int | None, structures: Sequence[int]) -> Tensor:
-        """log frequency of each structure on the neighbouring labelled sections, (L, 1, 1); 0 where not divided by."""
-        if not self.stack.settings.divide_by_frequency:
-            return torch.zeros(len(structures), 1, 1, device=self.stack.device)
-        labels = self.stack.labels[self.stack.neighbours(z, left_out)]
-        counts = torch.tensor([float((labels == s).sum()) + 1 for s in structures], device=self.stack.device)
-        return (counts / counts.sum()).log()[:, None, None]
+    def evidence(self, z: int, left_out: int | None = None) -> Tensor:
+        """log p_f less lambda log frequency, (L, Y, X): what Eq. 1 has as p_f when p_d is divided by frequency."""
+        log_pf = self.fusion.evidence(z, left_out)
+        if not self.settings.divide_by_frequency:
+            return log_pf
+        return log_pf - self.weight(z, left_out) * self.fusion.log_frequency(z, left_out)
 
-    def _locally_trained(
-        self, z: int, left_out: int | None, structures: Sequence[int], generator: torch.Generator
-    ) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-        """The network trained on the neighbours of `z`, with the fixed inputs of `z` and of the neighbours."""
-        classifier = self.classifier
+    def section_data(self, z: int, left_out: int | None = None) -> tuple[nn.Module, SectionData]:
+        """Stage 2: the network trained on the neighbours of `z`; with what it sees of `z` and of them."""
+        classifier, settings = self.classifier, self.settings
         assert classifier is not None
-        atlases = self.stack.neighbours(z, left_out)
+        generator = torch.Generator().manual_seed(settings.seed + 7919 * (z + 1))
+        structures, atlases = self.fusion.structures(z, left_out), self.fusion.neighbours(z, left_out)
         images = classifier.images[atlases]
         targets = torch.stack([classifier.targets(a, structures) for a in atlases])
-        inputs, labels = [classifier.fixed(images, atlases)], [targets]
-        for _ in range(2):
+        data = SectionData(classifier.fixed(classifier.images[[z]], [z]), classifier.fixed(images, atlases), targets)
+        inputs, labels = [data.atlas_inputs], [targets]
+        for _ in range(AUGMENTED_COPIES):
             moved, changed, weights = augment(images, targets, Augmentation(), generator)
             inputs.append(classifier.fixed(moved, atlases))
             labels.append(torch.where(weights > 0, changed, -1))
         top = classifier.top(structures, generator)
-        train_locally(top, torch.cat(inputs), torch.cat(labels), classifier.settings)
-        return top, classifier.fixed(classifier.images[[z]], [z]), torch.cat(inputs), torch.cat(labels)
+        train_locally(top, torch.cat(inputs), torch.cat(labels), settings)
+        return top, data
 
     def complete_section(self, z: int, keep_probabilities: bool) -> SectionResult:
         """All of one unlabelled section."""
@@ -615,7 +380,7 @@ class Model:
         log_w, history, entropy_before = self.log_w(z)
         probabilities = torch.softmax(log_w / self.temperature, dim=0)
         confidence, best = probabilities.max(dim=0)
-        structures = np.asarray(self.stack.structures(z), dtype=np.int64)
+        structures = np.asarray(self.fusion.structures(z), dtype=np.int64)
         return SectionResult(
             labels=structures[best.cpu().numpy()].astype(np.int32),
             uncertainty=(1 - confidence).clamp(0, 1).cpu().numpy(),
@@ -633,7 +398,7 @@ def entropy(log_probabilities: Tensor) -> float:
     return float(-(log_probabilities.exp() * log_probabilities).sum(dim=0).mean())
 
 
-# ---- fitting what is shared, then every section -----------------------------------------------------------------
+# ---- fitting what is shared ---------------------------------------------------------------------------------------
 
 
 def held_out_sections(labelled: Sequence[int]) -> tuple[int, ...]:
@@ -644,49 +409,120 @@ def held_out_sections(labelled: Sequence[int]) -> tuple[int, ...]:
 
 
 def fit_weight(model: Model, held_out: Sequence[int]) -> float:
-    """lambda per mm of `Stack.spread` squared: that with the most pixels right on sections left out of fusion and training.
+    """lambda per mm of spread squared with the most pixels right on sections left out of fusion and training.
 
-    Accuracy, not log loss: the network's errors are alike over whole borders, so that log loss, which counts pixels as
-    if independent, gives it several times too much weight.
+    Accuracy, not log loss: the network's errors are alike along whole borders, so that log loss, which counts pixels
+    as if they were independent, gives the network several times too much weight.
     """
-    stack, settings, samples = model.stack, model.stack.settings, []
+    fusion, samples = model.fusion, []
     for z in held_out:
-        structures = stack.structures(z, left_out=z)
-        generator = torch.Generator().manual_seed(settings.seed + 7919 * (z + 1))
-        top, inputs, _, _ = model._locally_trained(z, z, structures, generator)
-        with torch.no_grad():
-            shape = (stack.images.shape[2], stack.images.shape[3])
-            log_pd = network_log_probabilities(top, inputs, shape)[0]
-        log_pd = log_pd - model._log_frequency(z, z, structures)
-        pixels, truth = stack.sample(z, structures, most=stack.labels[z].size)
-        spread = stack.spread(z, z) ** 2
-        samples.append((spread * log_pd.flatten(1)[:, pixels], stack.evidence(z, z).flatten(1)[:, pixels], truth))
+        log_pd = model.log_pd(*model.section_data(z, left_out=z))
+        if model.settings.divide_by_frequency:
+            log_pd = log_pd - fusion.log_frequency(z, z)
+        pixels, truth = fusion.sample(z, fusion.structures(z, z), most=fusion.labels[z].size)
+        variance = fusion.spread(z, z) ** 2
+        samples.append((variance * log_pd.flatten(1)[:, pixels], fusion.evidence(z, z).flatten(1)[:, pixels], truth))
 
     def right(weight: float) -> float:
         return sum(float((e_step(d, f, weight).argmax(dim=0) == t).float().mean()) for d, f, t in samples if len(t))
 
-    typical = sum(stack.spread(z, z) ** 2 for z in held_out) / len(held_out)
+    typical = sum(fusion.spread(z, z) ** 2 for z in held_out) / len(held_out)
     return max((power / typical for power in WEIGHTS_TRIED), key=right)
 
 
 def fit_temperature(model: Model, held_out: Sequence[int]) -> dict[str, float]:
-    """Temperature of the final log w on left-out sections, and the calibration error before and after."""
-    losses, scores = [], []
+    """Temperature of the final log w on left-out sections, and the expected calibration error before and after."""
+    samples = []
     for z in held_out:
         log_w = model.log_w(z, left_out=z)[0]
-        pixels, truth = model.stack.sample(z, model.stack.structures(z, left_out=z))
-        losses.append((log_w.flatten(1)[:, pixels], truth))
-    temperature = best_scale(
-        lambda t: sum(mean_log_loss(torch.log_softmax(w / t, dim=0), truth) for w, truth in losses if len(truth)),
-        0.05,
-        50.0,
-    )
-    for t in (1.0, temperature):
-        shown = [torch.softmax(w / t, dim=0).max(dim=0) for w, _ in losses]
+        pixels, truth = model.fusion.sample(z, model.fusion.structures(z, z))
+        samples.append((log_w.flatten(1)[:, pixels], truth))
+
+    def loss(temperature: float) -> float:
+        return sum(mean_log_loss(torch.log_softmax(w / temperature, dim=0), t) for w, t in samples if len(t))
+
+    def calibration_error(temperature: float) -> float:
+        shown = [torch.softmax(w / temperature, dim=0).max(dim=0) for w, _ in samples]
         confidence = torch.cat([s.values for s in shown]).cpu().numpy()
-        correct = torch.cat([s.indices == truth for s, (_, truth) in zip(shown, losses, strict=True)]).cpu().numpy()
-        scores.append(float(expected_calibration_error(confidence, correct)))
-    return {"temperature": temperature, "ece_before": scores[0], "ece_after": scores[1]}
+        correct = torch.cat([s.indices == t for s, (_, t) in zip(shown, samples, strict=True)]).cpu().numpy()
+        return float(expected_calibration_error(confidence, correct))
+
+    temperature = best_scale(loss, 0.05, 50.0)
+    before, after = calibration_error(1.0), calibration_error(temperature)
+    return {"temperature": temperature, "ece_before": before, "ece_after": after}
+
+
+def fit(
+    settings: Settings,
+    fusion: SectionFusion,
+    tissues: Mapping[int, int] | None = None,
+    store: Store | None = None,
+    report: Progress = lambda *_: None,
+) -> tuple[Model, dict[str, float], str]:
+    """Fit rho, train the network (stage 1), fit lambda and the temperature.
+
+    The network is trained without the held-out sections, the scales are fitted on these, then it is trained on all.
+
+    Returns
+    -------
+    model : Model
+    calibration : dict
+        As in `Completion`.
+    key : str
+        What the results of the sections depend on.
+    """
+    model, calibration = Model(settings, fusion), dict[str, float]()
+    if settings.fusion == "blended" and not settings.rho and settings.method != "network":
+        calibration["rho_scale"] = fusion.fit_rho()
+    held_out = held_out_sections(fusion.labelled)
+    options = ClassifierOptions(**{n: getattr(settings, n) for n in ClassifierOptions.__dataclass_fields__})
+    labels = fusion.labels[list(fusion.labelled)]
+    data = (fusion.images, labels, fusion.labelled, fusion.positions)
+    key = content_key(*data, {**asdict(options), "trained_layers": ""}, tissues, fusion.device)
+    everything = content_key(key, fusion.spacing, asdict(settings), calibration)
+    if settings.method == "fusion":
+        calibration |= fit_scales(model, held_out, store, everything)
+        # a section then depends on its own atlases alone, so that a correction redoes only its neighbours
+        return model, calibration, content_key(fusion.spacing, asdict(settings), calibration)
+    model.classifier = make_classifier(*data, options, tissues, fusion.device)
+    for name, left_out, part in (("network-1", held_out, (0.0, 0.7)), ("network-2", (), (0.7, 1.0))):
+        known = [z for z in fusion.labelled if z not in left_out]
+        stored = store.load(name, key) if store is not None else None
+        if stored is not None:
+            model.classifier.load(stored)
+        else:
+            train_globally(
+                model.classifier, known, part, len(fusion.labelled), tissues, lambda d, t: report("training", d, t)
+            )
+            if store is not None:
+                store.save(name, key, model.classifier.to_arrays())
+        if name == "network-1":
+            calibration |= fit_scales(model, held_out, store, everything)
+    return model, calibration, content_key(everything, calibration)
+
+
+def fit_scales(model: Model, held_out: Sequence[int], store: Store | None, key: str) -> dict[str, float]:
+    """Fit lambda and the temperature on the held-out sections, and set them."""
+    if not held_out:
+        model.notes.append("Too few labelled sections to calibrate on; the uncertainty is not calibrated.")
+        model.weight_per_mm = WEIGHT_UNFITTED / model.fusion.typical_spread() ** 2
+        return {}
+    stored = store.load("calibration", key) if store is not None else None
+    if stored is not None:
+        scales = {name: float(value) for name, value in stored.items()}
+        model.weight_per_mm = scales.get("weight_per_mm", math.nan)
+    else:
+        scales = {}
+        if model.settings.method in ("product", "gem") and not model.settings.weight_of_network:
+            model.weight_per_mm = scales["weight_per_mm"] = fit_weight(model, held_out)
+        scales |= fit_temperature(model, held_out)
+        if store is not None:
+            store.save("calibration", key, {name: np.asarray(value) for name, value in scales.items()})
+    model.temperature = scales["temperature"]
+    return scales
+
+
+# ---- the whole stack ----------------------------------------------------------------------------------------------
 
 
 def suggest_sections(
@@ -755,22 +591,23 @@ def complete(
         If images and labels lie on different grids, or every labelled section is empty.
     """
     settings, report = settings or Settings(), progress or (lambda *_: None)
-    _check(images, annotations)
+    check(images, annotations)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    stack = _stack(images, annotations, settings, device)
+    fusion = _fusion(images, annotations, settings, device)
     if not annotations.unlabelled:
         return _assemble(annotations, {}, {}, {}, ())
     seconds: dict[str, float] = {}
     with _timed(seconds, "registration"):
-        stack.warps = _registered(stack, store, report)
+        fusion.warps = _registered(fusion, settings, store, report)
     with _timed(seconds, "fit"):
-        model, calibration, key = _fitted(stack, tissues, store, report)
+        model, calibration, key = fit(settings, fusion, tissues, store, report)
     with _timed(seconds, "sections"):
-        sections = _completed(model, annotations, key, jobs, store, report, keep_probabilities)
+        sections = _completed(model, annotations.unlabelled, (key, keep_probabilities), jobs, store, report)
     return _assemble(annotations, sections, seconds, calibration, _notes(model, annotations))
 
 
-def _check(images: Volume, annotations: SectionLabels) -> None:
+def check(images: Volume, annotations: SectionLabels) -> None:
+    """Raise ValueError where images and labels do not fit together or images hold no numbers."""
     labels = annotations.label_map
     if images.space.shape != labels.space.shape:
         raise ValueError(
@@ -786,54 +623,48 @@ def _check(images: Volume, annotations: SectionLabels) -> None:
         raise ValueError("complete(): images hold NaN or infinity; replace them")
 
 
-def _stack(images: Volume, annotations: SectionLabels, settings: Settings, device: str) -> Stack:
+def _fusion(images: Volume, annotations: SectionLabels, settings: Settings, device: str) -> SectionFusion:
     levels = to_8_bit(images.pixels)
     channels = levels[:, None] if levels.ndim == 3 else np.moveaxis(levels, -1, 1)
-    spacing = (images.space.spacing[1], images.space.spacing[2])
-    labels = annotations.label_map.labels.astype(np.int32, copy=False)
-    return Stack(
+    return SectionFusion(
         np.ascontiguousarray(channels),
-        labels,
+        annotations.label_map.labels.astype(np.int32, copy=False),
         annotations.labelled,
         images.space.section_positions,
-        spacing,
-        settings,
+        (images.space.spacing[1], images.space.spacing[2]),
+        FusionOptions(**{n: getattr(settings, n) for n in FusionOptions.__dataclass_fields__}),
         device,
     )
 
 
-class _timed:
-    """Adds the seconds that a block took to a mapping."""
-
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self.seconds, self.stage = seconds, stage
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.stage] = time.perf_counter() - self.began
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note the seconds that a block took."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began
 
 
-def _registered(stack: Stack, store: Store | None, report: Progress) -> SectionWarps | None:
-    settings = stack.settings
+def _registered(
+    fusion: SectionFusion, settings: Settings, store: Store | None, report: Progress
+) -> SectionWarps | None:
     if settings.registration == "none":
         return None
-    n = len(stack.images)
+    n = len(fusion.images)
     pairs = [(z + 1, z) for z in range(n - 1)]
     if settings.registration == "direct":
-        wanted = {(z, a) for z in range(n) for a, _ in stack.atlases(z, z) if a != z}
-        pairs = sorted({(max(p), min(p)) for p in wanted})
-    key = content_key(stack.images, stack.spacing, settings.start, settings.stiffness, pairs)
-    if store is not None and (stored := store.load("registration", key)) is not None:
+        pairs = sorted({(max(z, a), min(z, a)) for z in range(n) for a in fusion.labelled_near(z)})
+    key = content_key(fusion.images, fusion.spacing, settings.start, settings.stiffness, pairs)
+    stored = store.load("registration", key) if store is not None else None
+    if stored is not None:
         return SectionWarps.from_arrays(stored)
     warps = register_sections(
-        stack.images,
+        fusion.images,
         pairs,
-        stack.spacing,
+        fusion.spacing,
         start=settings.start,
         options=Options(stiffness=settings.stiffness),
-        device=stack.device,
+        device=fusion.device,
         progress=lambda done, total: report("registration", done, total),
     )
     if store is not None:
@@ -841,107 +672,39 @@ def _registered(stack: Stack, store: Store | None, report: Progress) -> SectionW
     return warps
 
 
-def _fitted(
-    stack: Stack, tissues: Mapping[int, int] | None, store: Store | None, report: Progress
-) -> tuple[Model, dict[str, float], str]:
-    """Fit rho, train the network, fit lambda and the temperature; with the key that sections' results depend on.
-
-    The network is trained without the held-out sections, the scales are fitted on these, then it is trained on all.
-    """
-    settings, model = stack.settings, Model(stack, None)
-    calibration: dict[str, float] = {}
-    if settings.fusion == "blended" and not settings.rho and settings.method != "network":
-        stack.rho_scale = calibration["rho_scale"] = stack.fit_rho()
-    held_out = held_out_sections(stack.labelled)
-    labels = stack.labels[list(stack.labelled)]
-    trained = {n: v for n, v in asdict(settings).items() if n in TRAINING_SETTINGS}
-    key = content_key(stack.images, labels, stack.labelled, stack.positions, trained, tissues, stack.device)
-    everything = content_key(key, asdict(settings), calibration)
-    stages = (held_out, (0.0, 0.7)), ((), (0.7, 1.0))
-    if settings.method == "fusion":
-        calibration |= _scales(model, held_out, store, everything)
-        # a section then depends on its own atlases alone, so that a correction redoes only its neighbours
-        return model, calibration, content_key(stack.spacing, asdict(settings), calibration)
-    classifier = model.classifier = make_classifier(stack, tissues)
-    for i, (left_out, part) in enumerate(stages):
-        stored = store.load(f"network-{i + 1}", key) if store is not None else None
-        if stored is not None:
-            classifier.network.load_state_dict({n: torch.from_numpy(np.asarray(a)) for n, a in stored.items()})
-            classifier.network.eval()
-        else:
-            known = [z for z in stack.labelled if z not in left_out]
-            train_globally(classifier, known, part, len(stack.labelled), tissues, lambda d, t: report("training", d, t))
-            if store is not None:
-                weights = classifier.network.state_dict()
-                store.save(f"network-{i + 1}", key, {n: p.cpu().numpy() for n, p in weights.items()})
-        if i == 0:
-            calibration |= _scales(model, held_out, store, everything)
-    return model, calibration, content_key(everything, calibration)
-
-
-def _scales(model: Model, held_out: Sequence[int], store: Store | None, key: str) -> dict[str, float]:
-    """Fit lambda and the temperature on the held-out sections, and set them."""
-    settings = model.stack.settings
-    fitted = store.load("calibration", key) if store is not None else None
-    scales = {name: float(value) for name, value in fitted.items()} if fitted is not None else {}
-    if not held_out:
-        model.weight_per_mm = (
-            0.1
-            / model.stack.spread(next(z for z in range(len(model.stack.images)) if z not in model.stack.labelled)) ** 2
-        )
-        model.notes.append("Too few labelled sections to calibrate on; the uncertainty is not calibrated.")
-        return {}
-    if not scales and settings.method in ("product", "gem"):
-        model.weight_per_mm = scales["weight_per_mm"] = (
-            math.nan if settings.weight_of_network else fit_weight(model, held_out)
-        )
-    if fitted is None:
-        scales |= fit_temperature(model, held_out)
-        if store is not None:
-            store.save("calibration", key, {name: np.asarray(value) for name, value in scales.items()})
-    model.weight_per_mm = scales.get("weight_per_mm", math.nan)
-    model.temperature = scales["temperature"]
-    return scales
-
-
 def _completed(
     model: Model,
-    annotations: SectionLabels,
-    key: str,
+    unlabelled: Sequence[int],
+    asked: tuple[str, bool],
     jobs: int,
     store: Store | None,
     report: Progress,
-    keep_probabilities: bool,
 ) -> dict[int, SectionResult]:
-    """Complete every unlabelled section, several at a time; each is stored as soon as it is done."""
-    cores = os.cpu_count() or 1
-    jobs = 1 if model.stack.device != "cpu" else min(jobs or cores, len(annotations.unlabelled))
+    """Complete sections, `jobs` at a time; each is stored as soon as it is done."""
+    fusion, cores, (_, keep_probabilities) = model.fusion, os.cpu_count() or 1, asked
+    jobs = 1 if fusion.device != "cpu" else min(jobs or cores, len(unlabelled))
     stop = threading.Event()
 
     def one(z: int) -> tuple[int, SectionResult | None]:
         if stop.is_set():
             return z, None
-        atlases = model.stack.atlases(z)
-        known = [model.stack.labels[a] for a, _ in atlases]
-        warps = [model.stack.displacement(z, a) for a, _ in atlases]
-        section = content_key(key, z, keep_probabilities, atlases, *known, *(w.cpu().numpy() for w in warps))
-        stored = store.load(f"section-{z:04}", section) if store is not None else None
+        stored = store.load(f"section-{z:04}", key := content_key(*asked, z, *fusion.inputs(z))) if store else None
         if stored is not None:
             return z, _from_arrays(stored)
         result = model.complete_section(z, keep_probabilities)
         if store is not None:
-            store.save(f"section-{z:04}", section, _to_arrays(result))
+            store.save(f"section-{z:04}", key, _to_arrays(result))
         return z, result
 
     done: dict[int, SectionResult] = {}
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(max(1, cores // jobs),)) as pool:
         try:
-            for future in as_completed([pool.submit(one, z) for z in annotations.unlabelled]):
+            for future in as_completed([pool.submit(one, z) for z in unlabelled]):
                 z, result = future.result()
                 if result is not None:
                     done[z] = result
-                report("sections", len(done), len(annotations.unlabelled))
+                report("sections", len(done), len(unlabelled))
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -969,7 +732,7 @@ def _from_arrays(arrays: Mapping[str, NDArray[Any]]) -> SectionResult:
 
 def _notes(model: Model, annotations: SectionLabels) -> tuple[str, ...]:
     notes = list(model.notes)
-    for pair in model.stack.warps.unmatched if model.stack.warps is not None else ():
+    for pair in model.fusion.warps.unmatched if model.fusion.warps is not None else ():
         notes.append(f"Sections {pair[1]} and {pair[0]} could not be registered: one is empty or constant.")
     first, last = annotations.labelled[0], annotations.labelled[-1]
     beyond = [z for z in annotations.unlabelled if not first < z < last]

@@ -1,0 +1,228 @@
+"""What the labelled sections say about any section of a stack: warped onto it, fused, as log probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from limner.calibration import best_scale, mean_log_loss
+from limner.distances import signed_distances
+from limner.label_fusion import Interpolation, atlas_log_weights, blend, fuse, interpolation_weights
+from limner.registration.section_warps import SectionWarps
+from limner.registration.warp import covers, warp
+
+PAPER_RHO = 21.0  # 1 / mm
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """How labelled sections are fused.
+
+    Parameters
+    ----------
+    fusion : {'blended', 'normalised', 'printed'}
+        Signed distances blended along z, or a mixture over atlases, each one's odds normalised, or Eq. 4 as printed.
+    interpolation : {'linear', 'catmull-rom'}
+        How 'blended' weighs labelled sections.
+    rho : float
+        LogOdds per mm; 0: ``rho_scale / spread`` for 'blended', else the paper's 21.
+    sigma : float
+        Standard deviation of 8-bit grey levels.
+    alpha : float
+        Decay with distance, per mm.
+    clip_mm : float
+        Signed distances beyond this are cut, mm.
+    """
+
+    fusion: Literal["blended", "normalised", "printed"] = "blended"
+    interpolation: Interpolation = "catmull-rom"
+    rho: float = 0.0
+    sigma: float = 20.0
+    alpha: float = 1.0
+    clip_mm: float = 1.0
+
+
+@dataclass
+class SectionFusion:
+    """The sections, what is known of them, and the warps between them.
+
+    Every method takes `left_out`: a labelled section to be treated as if it had no labels, for fitting and calibration.
+
+    Parameters
+    ----------
+    images : ndarray of float32
+        8-bit grey levels, shape (Z, C, Y, X).
+    labels : ndarray of int
+        Shape (Z, Y, X); only `labelled` sections are read.
+    labelled : tuple of int
+        Labelled sections, increasing.
+    positions : ndarray of float
+        Position of each section, shape (Z,), mm, increasing.
+    spacing : tuple of float
+        Pixel spacing (y, x), mm.
+    options : FusionOptions
+        How to fuse.
+    device : str
+        Where to compute.
+    warps : SectionWarps, optional
+        Between sections; None: they lie alike already.
+    rho_scale : float
+        rho is this over `spread`; see `fit_rho`. Unit: LogOdds per mm, times sqrt(mm).
+    """
+
+    images: NDArray[np.float32]
+    labels: NDArray[Any]
+    labelled: tuple[int, ...]
+    positions: NDArray[np.float64]
+    spacing: tuple[float, float]
+    options: FusionOptions
+    device: str = "cpu"
+    warps: SectionWarps | None = None
+    rho_scale: float = math.nan
+
+    def __post_init__(self) -> None:
+        self.distances = lru_cache(maxsize=8)(self._distances)
+
+    def _distances(self, z: int) -> tuple[list[int], Tensor]:
+        """Structures on a labelled section and signed distances to them, (L, Y, X)."""
+        structures = np.unique(self.labels[z]).tolist()
+        found = signed_distances(self.labels[z], structures, self.spacing, self.options.clip_mm)
+        return structures, torch.from_numpy(found).to(self.device)
+
+    def neighbours(self, z: int, left_out: int | None = None) -> list[int]:
+        """The nearest labelled sections before and after `z`, or the one there is."""
+        known = [a for a in self.labelled if a not in (left_out, z)]
+        return [*[a for a in known if a < z][-1:], *[a for a in known if a > z][:1]]
+
+    def atlases(self, z: int, left_out: int | None = None) -> list[tuple[int, float]]:
+        """Labelled sections that speak for `z`, with their interpolation weights."""
+        if self.options.fusion != "blended":
+            return [(a, 1.0) for a in self.neighbours(z, left_out)]
+        known = [a for a in self.labelled if a not in (left_out, z)]
+        kind = self.options.interpolation
+        chosen = interpolation_weights(self.positions[known].tolist(), float(self.positions[z]), kind)
+        return [(known[i], w) for i, w in chosen]
+
+    def spread(self, z: int, left_out: int | None = None) -> float:
+        """How far a border may have wandered at `z`: that of a Brownian bridge between its neighbours, sqrt(mm)."""
+        gaps = [abs(float(self.positions[a] - self.positions[z])) for a in self.neighbours(z, left_out)]
+        return math.sqrt(math.prod(gaps) / sum(gaps) if len(gaps) == 2 else gaps[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Size (Y, X) of the sections."""
+        return self.images.shape[2], self.images.shape[3]
+
+    def log_frequency(self, z: int, left_out: int | None = None) -> Tensor:
+        """log frequency of each of `structures` on the nearest labelled sections, (L, 1, 1)."""
+        labels = self.labels[self.neighbours(z, left_out)]
+        counts = [float((labels == s).sum()) + 1 for s in self.structures(z, left_out)]
+        return (torch.tensor(counts, device=self.device) / sum(counts)).log()[:, None, None]
+
+    def typical_spread(self) -> float:
+        """Median of `spread` over the unlabelled sections, sqrt(mm)."""
+        return float(np.median([self.spread(z) for z in range(len(self.images)) if z not in self.labelled]))
+
+    def labelled_near(self, z: int) -> list[int]:
+        """Labelled sections that can speak for `z` when it or any other is left out: three each way."""
+        before, after = [a for a in self.labelled if a < z], [a for a in self.labelled if a > z]
+        return before[-3:] + after[:3]
+
+    def inputs(self, z: int) -> list[Any]:
+        """Everything that `evidence` depends on, beyond options and scales: to tell when it must be made anew."""
+        atlases = self.atlases(z)
+        warps = [self.displacement(z, a).cpu().numpy() for a, _ in atlases]
+        return [self.images[z], *atlases, *(self.labels[a] for a, _ in atlases), *warps]
+
+    def structures(self, z: int, left_out: int | None = None) -> list[int]:
+        """Labels that occur on any atlas of `z`; background is one of them."""
+        return sorted({0, *(s for a, _ in self.atlases(z, left_out) for s in self.distances(a)[0])})
+
+    def blended_distances(self, z: int, left_out: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Warped distances (N, L, Y, X), their weights (N,) and where each atlas covers the section (N, Y, X)."""
+        structures = self.structures(z, left_out)
+        warped, covered = [], []
+        for atlas, _ in self.atlases(z, left_out):
+            present, known = self.distances(atlas)
+            distances = known.new_full((len(structures), *known.shape[1:]), -self.options.clip_mm)
+            distances[[structures.index(s) for s in present]] = known
+            displacement = self.displacement(z, atlas)
+            warped.append(warp(distances[None], displacement, self.spacing)[0])
+            covered.append(covers(displacement, self.spacing)[0, 0])
+        weights = torch.tensor([w for _, w in self.atlases(z, left_out)], device=self.device)
+        return torch.stack(warped), weights, torch.stack(covered)
+
+    def displacement(self, z: int, atlas: int) -> Tensor:
+        """From section `z` to a labelled section, (1, 2, Y, X), mm."""
+        if self.warps is None:
+            return torch.zeros(1, 2, *self.images.shape[2:], device=self.device)
+        return self.warps.displacement(z, atlas).to(self.device)
+
+    def evidence(self, z: int, left_out: int | None = None) -> Tensor:
+        """log p_f of each of `structures` at each pixel of section `z`, (L, Y, X): Eq. 4 or its blended form."""
+        distances, weights, covered = self.blended_distances(z, left_out)
+        if self.options.fusion == "blended":
+            rho = self.options.rho or (self.rho_scale / self.spread(z, left_out))
+            return blend(distances, weights, covered, rho)
+        atlases = [a for a, _ in self.atlases(z, left_out)]
+        images = [torch.from_numpy(self.images[a])[None].to(self.device) for a in atlases]
+        moved = torch.cat(
+            [warp(i, self.displacement(z, a), self.spacing) for i, a in zip(images, atlases, strict=True)]
+        )
+        gaps = torch.tensor([abs(self.positions[a] - self.positions[z]) for a in atlases], device=self.device)
+        section = torch.from_numpy(self.images[z]).to(self.device)
+        log_weights = atlas_log_weights(section, moved, gaps.float(), self.options.sigma, self.options.alpha)
+        rho = self.options.rho or PAPER_RHO
+        return fuse(distances, log_weights, covered, rho, printed=self.options.fusion == "printed")
+
+    def truth(self, z: int, structures: Sequence[int]) -> Tensor:
+        """The labels of a labelled section as indices into `structures`, (Y, X); -1 where the label is none of them."""
+        table = np.full(int(self.labels[z].max()) + 1, -1, dtype=np.int64)
+        for index, structure in enumerate(structures):
+            if structure < len(table):
+                table[structure] = index
+        return torch.from_numpy(table[self.labels[z]]).to(self.device)
+
+    def sample(self, z: int, structures: Sequence[int], most: int = 4000) -> tuple[Tensor, Tensor]:
+        """Flat indices of pixels near structures of a labelled section, and their true class; for fitting scales."""
+        truth = self.truth(z, structures).flatten()
+        background = structures.index(0)
+        present, known = self.distances(z)
+        near = known[present.index(0)].flatten() < self.options.clip_mm if 0 in present else truth >= 0
+        usable = torch.nonzero((truth >= 0) & (near | (truth != background)))[:, 0]
+        usable = usable[:: max(1, len(usable) // most)]
+        return usable, truth[usable]
+
+    def fit_rho(self) -> float:
+        """Set and return the rho_scale with the lowest log loss on labelled sections, each left out in turn.
+
+        With one labelled section the paper's rho is taken.
+        """
+        samples = []
+        for z in self.labelled if len(self.labelled) > 1 else ():
+            distances, weights, covered = self.blended_distances(z, left_out=z)
+            pixels, truth = self.sample(z, self.structures(z, left_out=z))
+            flat = distances.flatten(2)[:, :, pixels], weights, covered.flatten(1)[:, pixels]
+            samples.append((*flat, truth, self.spread(z, left_out=z)))
+        if not any(len(s[3]) for s in samples):
+            self.rho_scale = PAPER_RHO * self.typical_spread()
+            return self.rho_scale
+
+        def loss(scale: float) -> float:
+            losses = [
+                mean_log_loss(blend(d[..., None], w, c[..., None], scale / s)[..., 0], t)
+                for d, w, c, t, s in samples
+                if len(t)
+            ]
+            return sum(losses) / len(losses)
+
+        self.rho_scale = best_scale(loss, 0.1, 100.0)
+        return self.rho_scale
