@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limner.networks.fcn_vgg import FCN8s, load_vgg16_weights
+from limner.networks.fcn_vgg import IMAGENET_DEVIATION, IMAGENET_MEAN, FCN8s, load_vgg16_weights
 from limner.networks.unet import UNet
 from limner.training import Schedule, train, with_coordinates
 
@@ -85,7 +85,8 @@ class PixelClassifier:
     def input(self, images: Tensor, indices: Sequence[int] | Tensor) -> Tensor:
         """What the network takes for sections `indices`, whose (perhaps changed) pixels are `images`."""
         if not self.places:
-            return images
+            mean, deviation = (images.new_tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+            return (images - mean) / deviation  # grey becomes three channels
         z = self.positions[torch.as_tensor(indices)]
         return with_coordinates(images, z, (float(self.positions[0]), float(self.positions[-1])))
 
@@ -182,7 +183,7 @@ def make_classifier(
     at = [((np.arange(n) + 0.5) * full / n).astype(int) for n, full in zip(level, shape, strict=True)]
     small = labels[:, at[0]][:, :, at[1]]
     seen = {0, *np.unique(labels[list(labelled)]).tolist()}
-    classes = sorted({tissues.get(s, 0) for s in seen} if tissues else seen)
+    classes = sorted({0, *tissues.values()} if tissues else seen)
     torch.manual_seed(options.seed)
     network: nn.Module
     if options.network == "unet":

@@ -140,7 +140,10 @@ class SectionFusion:
         """Everything that `evidence` depends on, beyond options and scales: to tell when it must be made anew."""
         atlases = self.atlases(z)
         warps = [self.displacement(z, a).cpu().numpy() for a, _ in atlases]
-        return [self.images[z], *atlases, *(self.labels[a] for a, _ in atlases), *warps]
+        looked_at: list[Any] = []
+        if self.options.fusion != "blended":  # these compare grey levels, and decay with distance
+            looked_at = [(self.images[a], float(self.positions[a] - self.positions[z])) for a, _ in atlases]
+        return [self.images[z], *atlases, *(self.labels[a] for a, _ in atlases), *warps, *looked_at]
 
     def structures(self, z: int, left_out: int | None = None) -> list[int]:
         """Labels that occur on any atlas of `z`; background is one of them."""
@@ -185,11 +188,10 @@ class SectionFusion:
 
     def truth(self, z: int, structures: Sequence[int]) -> Tensor:
         """The labels of a labelled section as indices into `structures`, (Y, X); -1 where the label is none of them."""
-        table = np.full(int(self.labels[z].max()) + 1, -1, dtype=np.int64)
-        for index, structure in enumerate(structures):
-            if structure < len(table):
-                table[structure] = index
-        return torch.from_numpy(table[self.labels[z]]).to(self.device)
+        known, labels = np.asarray(structures), self.labels[z]
+        order = np.argsort(known)
+        index = order[np.searchsorted(known, labels, sorter=order).clip(max=len(known) - 1)]
+        return torch.from_numpy(np.where(known[index] == labels, index, -1)).to(self.device)
 
     def sample(self, z: int, structures: Sequence[int], most: int = 4000) -> tuple[Tensor, Tensor]:
         """Flat indices of pixels near structures of a labelled section, and their true class; for fitting scales."""

@@ -256,9 +256,14 @@ def m_step(top: nn.Module, data: SectionData, w: Tensor, weight: float, settings
         optimiser.step()
 
 
+def first_rate(top: nn.Module) -> float:
+    """Adam's learning rate for a last layer, or for a whole network (FCN-8s is always moved whole)."""
+    return 1e-2 if isinstance(top, nn.Conv2d) else 1e-4
+
+
 def train_locally(top: nn.Module, inputs: Tensor, targets: Tensor, settings: Settings) -> None:
     """Stage 2: on the neighbouring labelled sections and augmented copies of them."""
-    optimiser = torch.optim.Adam(top.parameters(), lr=1e-2 if settings.trained_layers == "last" else 1e-4)
+    optimiser = torch.optim.Adam(top.parameters(), lr=first_rate(top))
     for _ in range(settings.local_steps):
         optimiser.zero_grad()
         (-(atlas_log_likelihood(top, inputs, targets) / targets.numel() + log_prior(top, settings.prior))).backward()
@@ -268,7 +273,7 @@ def train_locally(top: nn.Module, inputs: Tensor, targets: Tensor, settings: Set
 def gem(top: nn.Module, data: SectionData, weight: float, settings: Settings) -> list[float]:
     """Alternate E and M; the objective before and after each iteration never falls. Stops when it stalls."""
     history = [objective(top, data, weight, settings.prior)]
-    rate = 1e-2 if settings.trained_layers == "last" else 1e-4
+    rate = first_rate(top)
     log_w = e_step(network_log_probabilities(top, data.inputs)[0].detach(), data.log_pf, weight)
     for _ in range(settings.iterations):
         before = copy.deepcopy(top.state_dict())
@@ -484,7 +489,9 @@ def fit(
         calibration |= fit_scales(model, held_out, store, everything)
         # a section then depends on its own atlases alone, so that a correction redoes only its neighbours
         return model, calibration, content_key(fusion.spacing, asdict(settings), calibration)
-    model.classifier = make_classifier(*data, options, tissues, fusion.device)
+    model.classifier = make_classifier(
+        fusion.images, fusion.labels, fusion.labelled, fusion.positions, options, tissues, fusion.device
+    )
     for name, left_out, part in (("network-1", held_out, (0.0, 0.7)), ("network-2", (), (0.7, 1.0))):
         known = [z for z in fusion.labelled if z not in left_out]
         stored = store.load(name, key) if store is not None else None
@@ -588,7 +595,7 @@ def complete(
     Raises
     ------
     ValueError
-        If images and labels lie on different grids, or every labelled section is empty.
+        If images and labels lie on different grids, every labelled section is empty, or images hold NaN or infinity.
     """
     settings, report = settings or Settings(), progress or (lambda *_: None)
     check(images, annotations)
@@ -619,6 +626,8 @@ def check(images: Volume, annotations: SectionLabels) -> None:
             f"complete(): labels have spacing {labels.space.spacing} mm, images {images.space.spacing} mm (z, y, x); "
             "resample one"
         )
+    if not labels.labels[list(annotations.labelled)].any():
+        raise ValueError("complete(): the labelled sections hold background only; label a structure on one of them")
     if not np.isfinite(images.pixels).all():
         raise ValueError("complete(): images hold NaN or infinity; replace them")
 
@@ -698,7 +707,7 @@ def _completed(
 
     done: dict[int, SectionResult] = {}
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(max(1, cores // jobs),)) as pool:
+    with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(max(1, threads // jobs),)) as pool:
         try:
             for future in as_completed([pool.submit(one, z) for z in unlabelled]):
                 z, result = future.result()
@@ -709,7 +718,8 @@ def _completed(
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    torch.set_num_threads(threads)
+        finally:
+            torch.set_num_threads(threads)
     return done
 
 
