@@ -1,0 +1,527 @@
+import threading
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import limner.methods.stack_completion as stack_completion
+from limner.annotations import SectionLabels
+from limner.methods.stack_completion import (
+    Model,
+    SectionData,
+    Settings,
+    atlas_log_likelihood,
+    bound,
+    complete,
+    e_step,
+    fit_weight,
+    gem,
+    held_out_sections,
+    log_prior,
+    objective,
+    suggest_sections,
+)
+from limner.pixel_classifier import network_log_probabilities
+from limner.run_record import Store
+from limner.section_fusion import FusionOptions, SectionFusion
+from limner.space import Space
+from limner.volume import LabelMap, Volume
+
+SPACING = (0.1, 0.05, 0.05)
+LABELLED = (0, 4, 8, 12)
+QUICK = Settings(epochs=8, local_steps=10, iterations=2, network_pixels=48, registration="none")
+METHODS = ("network", "fusion", "product", "gem")
+
+
+@pytest.fixture(scope="module")
+def phantom(make_phantom):
+    return make_phantom()
+
+
+def annotated(labels, labelled=LABELLED, space=None):
+    """Labels of some sections; the others hold a label that no section has, which must not be read."""
+    given = np.full_like(labels, 99)
+    given[list(labelled)] = labels[list(labelled)]
+    return SectionLabels(LabelMap(given, space or Space(labels.shape, SPACING)), labelled)
+
+
+def completed(phantom, settings=QUICK, labelled=LABELLED, space=None, jobs=2, **options):
+    images, labels = phantom
+    space = space or Space(labels.shape, SPACING)
+    annotations = annotated(labels, labelled, space)
+    return complete(Volume(images, space), annotations, settings, device="cpu", jobs=jobs, **options)
+
+
+def accuracy(predicted, truth, labelled=LABELLED):
+    unlabelled = [z for z in range(len(truth)) if z not in labelled]
+    return float((predicted[unlabelled] == truth[unlabelled]).mean())
+
+
+def nearest_copy(labels, labelled=LABELLED):
+    return labels[[min(labelled, key=lambda a: abs(a - z)) for z in range(len(labels))]]
+
+
+# ---- the equations --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [
+        (1.0, (0.2 * 0.5, 0.8 * 0.25, 0.0)),
+        (2.0, (0.2**2 * 0.5, 0.8**2 * 0.25, 0.0)),
+        (0.0, (0.5, 0.25, 0.25)),
+    ],
+)
+def test_e_step_is_the_normalised_product(weight, expected):
+    log_pd = torch.tensor([0.2, 0.8, 1e-30]).log().view(3, 1, 1)
+    log_pf = torch.tensor([0.5, 0.25, 0.25]).log().view(3, 1, 1)
+    w = e_step(log_pd, log_pf + 3.0, weight).exp().flatten()  # a constant a pixel does not matter
+    torch.testing.assert_close(w, torch.tensor(expected) / sum(expected))
+
+
+def linear_top(weights=((1.0, 0.5), (-0.3, 0.2)), biases=(0.1, -0.2)):
+    """Two classes from two features."""
+    top = nn.Conv2d(2, 2, 1)
+    with torch.no_grad():
+        top.weight.copy_(torch.tensor(weights)[:, :, None, None])
+        top.bias.copy_(torch.tensor(biases))
+    return top
+
+
+def random_data(seed=0, classes=2, features=2, shape=(5, 6)):
+    """Random features, atlas targets (some unknown) and log p_f."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, atlases = (torch.randn(n, features, *shape, generator=generator) for n in (1, 2))
+    targets = torch.randint(-1, classes, (2, *shape), generator=generator)
+    return SectionData(inputs, atlases, targets, torch.randn(classes, *shape, generator=generator).log_softmax(dim=0))
+
+
+def test_objective_is_equation_1():
+    top, data, weight, prior = linear_top(), random_data(), 1.7, 0.03
+
+    def log_pd(features):  # (2, y, x)
+        matrix, bias = np.array([[1.0, 0.5], [-0.3, 0.2]]), np.array([0.1, -0.2])
+        logits = np.einsum("lc,cyx->lyx", matrix, features.numpy().astype(float)) + bias[:, None, None]
+        return logits - np.log(np.exp(logits).sum(axis=0))
+
+    expected = -prior * (1 + 0.25 + 0.09 + 0.04 + 0.01 + 0.04)
+    for features, targets in zip(data.atlas_inputs, data.atlas_targets.numpy(), strict=True):
+        log_probabilities = log_pd(features)
+        expected += weight * sum(log_probabilities[t, y, x] for (y, x), t in np.ndenumerate(targets) if t >= 0)
+    p_d, p_f = np.exp(log_pd(data.inputs[0])), data.log_pf.exp().numpy()
+    expected += np.log((p_d**weight * p_f).sum(axis=0)).sum()
+    assert objective(top, data, weight, prior) == pytest.approx(expected, rel=1e-5)
+
+
+def minorant(top, data, w, weight, prior):
+    """lambda times Eq. 3, with what does not depend on theta: sum w log p_f and the entropy of w."""
+    constant = (w * data.log_pf).sum() - torch.special.xlogy(w, w).sum()
+    return weight * bound(top, data, w, weight, prior).item() + constant.item()
+
+
+def test_bound_touches_the_objective_at_the_e_step_and_lies_below_it_elsewhere():
+    data, weight, prior = random_data(), 1.7, 0.03
+    top = linear_top()
+    w = e_step(network_log_probabilities(top, data.inputs)[0].detach(), data.log_pf, weight).exp()
+    assert minorant(top, data, w, weight, prior) == pytest.approx(objective(top, data, weight, prior), abs=1e-3)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        other = nn.Conv2d(2, 2, 1)
+        assert minorant(other, data, w, weight, prior) < objective(other, data, weight, prior) - 1e-2
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("weight", "rate"), [(0.1, 1e-2), (2.0, 1e-2), (2.0, 3.0)])
+def test_gem_never_lets_the_objective_fall(seed, weight, rate, monkeypatch):
+    """Not even where Adam begins with steps that are far too long."""
+    monkeypatch.setattr(stack_completion, "first_rate", lambda _top: rate)
+    torch.manual_seed(seed)
+    top, data = nn.Conv2d(3, 4, 1), random_data(seed, classes=4, features=3, shape=(9, 9))
+    settings = Settings(iterations=25, m_steps=5)
+    history = gem(top, data, weight, settings)
+    assert len(history) > 1
+    assert all(after >= before for before, after in pairwise(history))
+    assert history[-1] == pytest.approx(objective(top, data, weight, settings.prior))
+
+
+def test_gem_stops_when_nothing_changes():
+    """Evidence so sure that no pixel can change class: one iteration is enough."""
+    data = random_data()
+    data.log_pf = torch.where(torch.arange(2).view(2, 1, 1) == 1, 0.0, -50.0).expand(2, 5, 6)
+    assert len(gem(linear_top(), data, 1.0, Settings(iterations=50))) == 2
+
+
+def test_gem_takes_back_a_step_that_lowers_the_objective(monkeypatch):
+    top, data, rates = linear_top(), random_data(), []
+    before = {name: weight.clone() for name, weight in top.state_dict().items()}
+
+    def worse(top, _data, _w, _weight, _settings, rate):
+        rates.append(rate)
+        with torch.no_grad():
+            top.weight.mul_(-20)
+
+    monkeypatch.setattr(stack_completion, "m_step", worse)
+    history = gem(top, data, 2.0, Settings(iterations=50))
+    assert len(history) == 1
+    assert rates[:3] == [1e-2, 1e-2 / 4, 1e-2 / 16]
+    assert len(rates) < 10
+    for name, weight in top.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+def test_a_whole_network_learns_slower_than_a_last_layer(monkeypatch):
+    """FCN-8s is moved whole whatever `trained_layers` says: the rate follows what is moved."""
+    rates = []
+    monkeypatch.setattr(stack_completion, "m_step", lambda *arguments: rates.append(arguments[-1]))
+    for top in (linear_top(), nn.Sequential(linear_top())):
+        gem(top, random_data(), 1.0, Settings(iterations=1))
+    assert rates == [1e-2, 1e-4]
+
+
+def test_unknown_pixels_of_atlases_give_no_loss_and_no_gradient():
+    top, data = linear_top(), random_data()
+    inputs = data.atlas_inputs.clone().requires_grad_()
+    targets = torch.full_like(data.atlas_targets, -1)
+    found = atlas_log_likelihood(top, inputs, targets)
+    found.backward()
+    assert found.item() == 0
+    assert not top.weight.grad.any()
+    assert not inputs.grad.any()
+    targets[0, 2, 3] = 1
+    atlas_log_likelihood(top, inputs, targets).backward()
+    assert inputs.grad.abs().sum(dim=1).nonzero().tolist() == [[0, 2, 3]]
+
+
+def test_log_prior_is_the_sum_of_squares():
+    assert log_prior(linear_top(), 0.5).item() == pytest.approx(-0.5 * 1.43)
+
+
+# ---- which sections -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", range(1, 60))
+def test_held_out_sections_lie_inside(n):
+    labelled = [10 * i for i in range(n)]
+    found = held_out_sections(labelled)
+    assert len(found) <= 6
+    assert bool(found) == (n >= 3)
+    assert not {labelled[0], labelled[-1]} & set(found)
+    assert set(found) <= set(labelled)
+
+
+def test_suggestions_are_uncertain_inside_structures_and_apart():
+    means = np.array([0.9, 0.1, 0.5, 0.6, 0.4, 0.2, 0.3, 0.0], dtype=np.float32)
+    labels = np.zeros((8, 2, 2), int)
+    labels[:, 0] = 5
+    uncertainty = np.where(labels > 0, means[:, None, None], 0)
+    uncertainty[5, 1] = 9.0  # background does not count
+    assert suggest_sections(uncertainty, labels, [0]) == (3, 6, 1)  # 0 is labelled; 2 and 4 lie beside 3, 5 beside 6
+    assert suggest_sections(uncertainty, labels, range(7)) == ()  # 7 is certain
+    assert suggest_sections(uncertainty, np.zeros_like(labels), [0]) == ()
+
+
+# ---- a whole stack --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_complete(phantom, method):
+    labels = phantom[1]
+    found = completed(phantom, replace(QUICK, method=method), keep_probabilities=True)
+    assert found.labels.labels.dtype == labels.dtype
+    np.testing.assert_array_equal(found.labels.labels[list(LABELLED)], labels[list(LABELLED)])
+    assert set(np.unique(found.labels.labels)) <= {0, 3, 7}
+    assert sorted(found.sections) == [z for z in range(13) if z not in LABELLED]
+    assert not found.uncertainty[list(LABELLED)].any()
+    assert np.isfinite(found.uncertainty).all()
+    assert 0 <= found.uncertainty.min() < found.uncertainty.max() <= 1
+    assert found.suggestions
+    assert not set(found.suggestions) & set(LABELLED)
+    assert {"temperature", "ece_before", "ece_after"} <= set(found.calibration)
+    for section in found.sections.values():
+        assert section.structures.tolist() == [0, 3, 7]
+        np.testing.assert_allclose(section.probabilities.astype(float).sum(axis=0), 1, atol=3e-3)
+        np.testing.assert_allclose(1 - section.probabilities.max(axis=0), section.uncertainty, atol=1e-3)
+        assert section.iterations == 0 if method != "gem" else len(section.objective) == section.iterations + 1
+        assert all(b >= a for a, b in pairwise(section.objective))
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({"registration": "chained"}, 0.15),
+        ({}, 0.35),
+        ({"interpolation": "linear"}, 0.35),
+        ({"fusion": "normalised"}, 0.6),
+        ({"fusion": "printed"}, 0.6),
+    ],
+)
+def test_fusion_leaves_a_share_of_the_errors_of_copying_the_nearest_labelled_section(phantom, options, share):
+    labels = phantom[1]
+    found = completed(phantom, replace(QUICK, method="fusion", **options)).labels.labels
+    errors, errors_of_copy = 1 - accuracy(found, labels), 1 - accuracy(nearest_copy(labels), labels)
+    assert errors_of_copy > 0.03
+    assert errors < errors_of_copy * share
+
+
+@pytest.mark.parametrize("registration", ["chained", "direct"])
+def test_registration_carries_labels_onto_sections_that_lie_elsewhere(phantom, registration):
+    """Sections shifted by turns: without registration the structures do not meet."""
+    labelled = (0, 3, 6)
+    images, labels = (np.stack([np.roll(s, 4 * (z % 2), axis=1) for z, s in enumerate(a[:7])]) for a in phantom)
+    settings = replace(QUICK, method="fusion", start="rigid")
+    errors = {
+        kind: 1
+        - accuracy(
+            completed((images, labels), replace(settings, registration=kind), labelled).labels.labels, labels, labelled
+        )
+        for kind in ("none", registration)
+    }
+    assert errors[registration] < 0.5 * errors["none"]
+
+
+@pytest.mark.parametrize("method", ["fusion", "gem"])
+@pytest.mark.parametrize("labelled", [(4, 8), (6,)])
+def test_few_labelled_sections(phantom, labelled, method):
+    labels = phantom[1]
+    found = completed(phantom, replace(QUICK, method=method), labelled)
+    np.testing.assert_array_equal(found.labels.labels[list(labelled)], labels[list(labelled)])
+    assert np.isfinite(found.uncertainty).all()
+    assert accuracy(found.labels.labels, labels, labelled) > 0.85
+    assert any("calibrate" in note for note in found.notes)
+    beyond = 13 - (labelled[-1] - labelled[0] + 1)
+    assert any(note.startswith(f"{beyond} sections lie outside") for note in found.notes)
+
+
+def test_one_labelled_section_without_registration_is_copied(phantom):
+    found = completed(phantom, replace(QUICK, method="fusion"), (6,))
+    for z in range(13):
+        np.testing.assert_array_equal(found.labels.labels[z], phantom[1][6])
+
+
+def test_a_completely_labelled_stack_comes_back(phantom):
+    found = completed(phantom, labelled=tuple(range(13)))
+    np.testing.assert_array_equal(found.labels.labels, phantom[1])
+    assert not found.uncertainty.any()
+    assert (found.sections, found.suggestions) == ({}, ())
+
+
+def test_colour(phantom):
+    images, labels = phantom
+    colour = np.stack([images, 255 - images, np.full_like(images, 40)], axis=-1).clip(0, 255).astype(np.uint8)
+    for settings in (QUICK, replace(QUICK, method="fusion", fusion="normalised")):
+        assert accuracy(completed((colour, labels), settings).labels.labels, labels) > 0.9
+
+
+def test_a_section_near_the_upper_label_resembles_it_more(phantom):
+    """Section 2 lies between the labelled sections 0 and 4, once in the middle and once close to 4."""
+
+    def agreement(positions):
+        space = Space((5, 48, 56), SPACING, positions=positions)
+        few = tuple(array[:5] for array in phantom)
+        return (completed(few, replace(QUICK, method="fusion"), (0, 4), space).labels.labels[2] == few[1][4]).mean()
+
+    assert agreement((0.0, 0.1, 0.38, 0.39, 0.4)) > agreement((0.0, 0.1, 0.2, 0.3, 0.4)) + 0.01
+
+
+def test_pixels_that_are_not_square(phantom):
+    """Every other row: the same structures at twice the spacing along y."""
+    images, labels = (array[:, ::2] for array in phantom)
+    found = completed(
+        (images, labels), replace(QUICK, registration="chained"), space=Space(labels.shape, (0.1, 0.1, 0.05))
+    )
+    assert np.isfinite(found.uncertainty).all()
+    assert accuracy(found.labels.labels, labels) > accuracy(nearest_copy(labels), labels)
+
+
+def test_an_empty_section_is_noted_and_gives_numbers(phantom):
+    images = phantom[0].copy()
+    images[6] = 0
+    found = completed((images, phantom[1]), replace(QUICK, registration="chained", start="none"))
+    assert any("6" in note and "could not be registered" in note for note in found.notes)
+    assert np.isfinite(found.uncertainty).all()
+    assert accuracy(found.labels.labels, phantom[1]) > 0.9
+
+
+def test_tissues_that_the_stack_lacks_do_no_harm(phantom):
+    """An ontology names more structures than a stack shows."""
+    found = completed(phantom, tissues={3: 5, 5: 1, 7: 9})
+    assert accuracy(found.labels.labels, phantom[1]) > 0.9
+
+
+@pytest.mark.parametrize("method", ["fusion", "gem"])
+def test_the_same_seed_gives_the_same_labels_however_many_at_once(phantom, method):
+    settings = replace(QUICK, method=method)
+    first, again, alone = (completed(phantom, settings, jobs=jobs, keep_probabilities=True) for jobs in (2, 2, 1))
+    np.testing.assert_array_equal(first.labels.labels, again.labels.labels)
+    np.testing.assert_array_equal(first.labels.labels, alone.labels.labels)
+    for z, section in first.sections.items():
+        np.testing.assert_array_equal(section.probabilities, again.sections[z].probabilities)
+        np.testing.assert_allclose(section.probabilities, alone.sections[z].probabilities, atol=1e-4)
+
+
+def test_lambda_follows_the_evidence_that_is_right(phantom, monkeypatch):
+    """A network that knows the truth gets much weight, one that knows nothing the least."""
+    images, labels = phantom
+    fusion = SectionFusion(
+        images[:, None], labels.astype(np.int32), LABELLED, 0.1 * np.arange(13), (0.05, 0.05), FusionOptions(rho=30.0)
+    )
+    model = Model(replace(QUICK, divide_by_frequency=False), fusion)
+    monkeypatch.setattr(Model, "section_data", lambda _self, z, **_: (None, z))
+
+    def weight(says):
+        monkeypatch.setattr(Model, "log_pd", lambda _self, _top, z: says(fusion.truth(z, [0, 3, 7])))
+        return fit_weight(model, (4, 8)) * fusion.spread(4, 4) ** 2
+
+    one_hot = torch.eye(3)
+    assert weight(lambda truth: (0.9 * one_hot[truth].permute(2, 0, 1) + 0.03).log()) > 0.5
+    assert weight(lambda truth: (0.9 * one_hot[(truth + 1) % 3].permute(2, 0, 1) + 0.03).log()) < 0.05
+
+
+# ---- going on where it stopped --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recomputed(monkeypatch):
+    """The sections that were computed rather than read, in order."""
+    computed, lock, original = [], threading.Lock(), Model.complete_section
+
+    def spy(self, z, keep_probabilities):
+        with lock:
+            computed.append(z)
+        return original(self, z, keep_probabilities)
+
+    monkeypatch.setattr(Model, "complete_section", spy)
+    return computed
+
+
+@pytest.mark.parametrize("method", ["fusion", "gem"])
+def test_an_interrupted_run_goes_on_where_it_stopped(phantom, method, tmp_path, recomputed):
+    settings = replace(QUICK, method=method)
+    whole = completed(phantom, settings, jobs=1, keep_probabilities=True)
+    assert len(recomputed) == 9
+    recomputed.clear()
+
+    def interrupt(stage, done, _total):
+        if stage == "sections" and done == 3:
+            raise KeyboardInterrupt
+
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        completed(phantom, settings, jobs=1, store=store, progress=interrupt, keep_probabilities=True)
+    finished = {int(stage.split("-")[1]) for stage in store.stages() if stage.startswith("section-")}
+    assert 3 <= len(finished) < 9
+    recomputed.clear()
+    trained = []
+    resumed = completed(
+        phantom,
+        settings,
+        jobs=1,
+        store=store,
+        progress=lambda stage, *_: trained.append(stage),
+        keep_probabilities=True,
+    )
+    assert set(recomputed) == set(whole.sections) - finished
+    assert "training" not in trained
+    np.testing.assert_array_equal(resumed.labels.labels, whole.labels.labels)
+    np.testing.assert_array_equal(resumed.uncertainty, whole.uncertainty)
+    assert resumed.calibration == whole.calibration
+    for z, section in whole.sections.items():
+        np.testing.assert_array_equal(resumed.sections[z].probabilities, section.probabilities)
+        assert resumed.sections[z].objective == section.objective
+
+
+def corrected(labels, z):
+    changed = labels.copy()
+    changed[z, 10:20, 30:40] = 7
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("labelled", "corrects", "redone"),
+    [
+        ((4, 8), 8, {5, 6, 7, 9, 10, 11, 12}),  # too few to calibrate on
+        ((0, 2, 4, 6, 8, 10, 12), 10, {9, 11}),  # calibrated on 4, from 2 and 6
+    ],
+)
+def test_a_correction_redoes_the_sections_that_it_speaks_for(phantom, tmp_path, recomputed, labelled, corrects, redone):
+    images, labels = phantom
+    settings = replace(QUICK, method="fusion", rho=30.0, interpolation="linear")
+    store = Store(tmp_path)
+    completed(phantom, settings, labelled, store=store)
+    recomputed.clear()
+    after = completed((images, corrected(labels, corrects)), settings, labelled, store=store)
+    assert set(recomputed) == redone
+    fresh = completed((images, corrected(labels, corrects)), settings, labelled)
+    np.testing.assert_array_equal(after.labels.labels, fresh.labels.labels)
+
+
+@pytest.mark.parametrize("change", ["image", "position"])
+def test_mixtures_are_redone_when_an_atlas_looks_or_lies_otherwise(phantom, tmp_path, recomputed, change):
+    """They compare grey levels with the atlas and decay with the distance to it."""
+    images, labels = phantom
+    settings = replace(QUICK, method="fusion", fusion="normalised")
+    store = Store(tmp_path)
+    completed(phantom, settings, (4, 8), store=store)
+    recomputed.clear()
+    space = Space(labels.shape, SPACING)
+    if change == "image":
+        images = images.copy()
+        images[4, 10:30, 10:40] = images[4, 29:9:-1, 10:40]  # the same values elsewhere: the grey scale stays
+        expected = set(range(8)) - {4}
+    else:
+        space = replace(space, positions=(*(0.1 * np.arange(12)).tolist(), 1.3))
+        expected = {12}
+    completed((images, labels), settings, (4, 8), space, store=store)
+    assert set(recomputed) == expected
+
+
+# ---- what cannot be done --------------------------------------------------------------------------------------------
+
+
+def test_images_and_labels_must_lie_on_one_grid(phantom):
+    images, labels = phantom
+    volume, space = Volume(images, Space(labels.shape, SPACING)), Space(labels.shape, (0.1, 0.04, 0.05))
+    with pytest.raises(ValueError, match=r"complete\(\): labels have spacing .*0\.04"):
+        complete(volume, annotated(labels, space=space), QUICK)
+    with pytest.raises(ValueError, match=r"complete\(\): labels have shape \(13, 48, 50\)"):
+        complete(volume, annotated(labels[:, :, :50]), QUICK)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_images_must_be_numbers(phantom, value):
+    images = phantom[0].copy()
+    images[3, 5, 5] = value
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        completed((images, phantom[1]))
+
+
+def test_some_labelled_section_must_hold_a_structure(phantom):
+    with pytest.raises(ValueError, match="background only"):
+        completed((phantom[0], np.zeros_like(phantom[1])))
+
+
+# ---- FCN-8s ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_fcn_learns_and_completes_a_stack_of_three(phantom, monkeypatch):
+    """Narrow where it was fully connected; the rest of VGG-16 as it is."""
+    import limner.pixel_classifier as pixel_classifier
+
+    losses, train, network = [], pixel_classifier.train, pixel_classifier.FCN8s
+    monkeypatch.setattr(pixel_classifier, "train", lambda *a, **k: losses.extend(train(*a, **k)))
+
+    class Narrow(network):
+        def __init__(self, n_classes):
+            super().__init__(n_classes, fc_width=64)
+
+    monkeypatch.setattr(pixel_classifier, "FCN8s", Narrow)
+    three = tuple(array[:3] for array in phantom)
+    settings = replace(QUICK, network="fcn_vgg16", epochs=60, local_steps=4, iterations=1, m_steps=2)
+    found = completed(three, settings, (0, 2), jobs=1)
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert np.isfinite(found.uncertainty).all()
+    assert accuracy(found.labels.labels, three[1], (0, 2)) > 0.9
