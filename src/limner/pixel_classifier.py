@@ -83,7 +83,21 @@ class PixelClassifier:
         return isinstance(self.network, UNet)
 
     def input(self, images: Tensor, indices: Sequence[int] | Tensor) -> Tensor:
-        """What the network takes for sections `indices`, whose (perhaps changed) pixels are `images`."""
+        """What the network takes for sections `indices`, whose (perhaps changed) pixels are `images`.
+
+        Parameters
+        ----------
+        images : Tensor
+            Shape (B, C, y, x), in [0, 1].
+        indices : sequence of int
+            Which sections they are, B of them.
+
+        Returns
+        -------
+        Tensor
+            With three channels more, of coordinates, for a UNet; less ImageNet's mean and over its deviation, with
+            three channels, for an FCN8s.
+        """
         if not self.places:
             mean, deviation = (images.new_tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
             return (images - mean) / deviation  # grey becomes three channels
@@ -101,7 +115,15 @@ class PixelClassifier:
         return isinstance(self.network, UNet) and self.options.trained_layers == "last"
 
     def top(self, structures: Sequence[int], generator: torch.Generator) -> nn.Module:
-        """A copy of what later training moves, with one output for each of `structures`."""
+        """A copy of what later training moves, with one output for each of `structures`, in eval mode.
+
+        Parameters
+        ----------
+        structures : sequence of int
+            Where all are among `classes` their outputs are kept, else the outputs begin anew (those of FCN8s always).
+        generator : torch.Generator
+            Decides new weights.
+        """
         top: Any = copy.deepcopy(self.network.head if self._only_last else self.network)
         known = [self.classes.index(s) for s in structures] if set(structures) <= set(self.classes) else None
         if isinstance(top, FCN8s):
@@ -173,6 +195,11 @@ def make_classifier(
         Tissue type of each structure; then these are its classes, and `PixelClassifier.top` begins anew.
     device : str
         Where to compute.
+
+    Returns
+    -------
+    PixelClassifier
+        Not trained yet; its sections keep their shape where that is smaller than `network_pixels`.
     """
     shape = images.shape[2:]
     shrink = max(1.0, max(shape) / options.network_pixels)
@@ -210,7 +237,23 @@ def train_globally(
     tissues: Mapping[int, int] | None,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Stage 1: a part of the schedule, on all labelled sections; tissue types where an ontology gives them."""
+    """Stage 1: a part of the schedule, on labelled sections; tissue types where an ontology gives them.
+
+    Parameters
+    ----------
+    classifier : PixelClassifier
+        Its network is changed in place.
+    labelled : sequence of int
+        Sections to train on.
+    part : tuple of float
+        First and last fraction of the schedule to run.
+    n_labelled : int
+        Number of all labelled sections, which sets the length of the schedule.
+    tissues : mapping of int to int, optional
+        As for `make_classifier`.
+    progress : callable
+        Called with steps done and steps in all.
+    """
     options = classifier.options
     classes = classifier.classes or sorted({0, *(tissues or {}).values()})
     lookup = np.vectorize(lambda s: classes.index((tissues or {}).get(int(s), 0 if tissues else int(s))))

@@ -146,7 +146,7 @@ class SectionFusion:
         return [self.images[z], *atlases, *(self.labels[a] for a, _ in atlases), *warps, *looked_at]
 
     def structures(self, z: int, left_out: int | None = None) -> list[int]:
-        """Labels that occur on any atlas of `z`; background is one of them."""
+        """The L labels that occur on any atlas of `z`, increasing; background is one of them."""
         return sorted({0, *(s for a, _ in self.atlases(z, left_out) for s in self.distances(a)[0])})
 
     def blended_distances(self, z: int, left_out: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,7 +170,20 @@ class SectionFusion:
         return self.warps.displacement(z, atlas).to(self.device)
 
     def evidence(self, z: int, left_out: int | None = None) -> Tensor:
-        """log p_f of each of `structures` at each pixel of section `z`, (L, Y, X): Eq. 4 or its blended form."""
+        """log p_f of each of `structures` at each pixel of section `z`: Eq. 4 or its blended form.
+
+        Parameters
+        ----------
+        z : int
+            The section.
+        left_out : int, optional
+            A labelled section to be treated as if it had no labels.
+
+        Returns
+        -------
+        Tensor
+            Shape (L, Y, X), normalised over L; uniform where no atlas reaches.
+        """
         distances, weights, covered = self.blended_distances(z, left_out)
         if self.options.fusion == "blended":
             rho = self.options.rho or (self.rho_scale / self.spread(z, left_out))
@@ -194,7 +207,22 @@ class SectionFusion:
         return torch.from_numpy(np.where(known[index] == labels, index, -1)).to(self.device)
 
     def sample(self, z: int, structures: Sequence[int], most: int = 4000) -> tuple[Tensor, Tensor]:
-        """Flat indices of pixels near structures of a labelled section, and their true class; for fitting scales."""
+        """Pixels of a labelled section within `clip_mm` of its structures, for fitting scales.
+
+        Parameters
+        ----------
+        z : int
+            The labelled section.
+        structures : sequence of int
+            Background among them; pixels of other labels are left out.
+        most : int
+            Under twice as many pixels are taken, evenly.
+
+        Returns
+        -------
+        pixels, truth : Tensor of int
+            Flat indices into (Y, X) and indices into `structures`, each of shape (N,).
+        """
         truth = self.truth(z, structures).flatten()
         background = structures.index(0)
         present, known = self.distances(z)
@@ -206,7 +234,13 @@ class SectionFusion:
     def fit_rho(self) -> float:
         """Set and return the rho_scale with the lowest log loss on labelled sections, each left out in turn.
 
+        A border that wandered like a Brownian motion is unsure by `spread`, so rho of a section is rho_scale over that.
         With one labelled section the paper's rho is taken.
+
+        Returns
+        -------
+        float
+            LogOdds per mm, times sqrt(mm).
         """
         samples = []
         for z in self.labelled if len(self.labelled) > 1 else ():

@@ -217,22 +217,64 @@ class SectionData:
 
 
 def e_step(log_pd: Tensor, log_pf: Tensor, weight: float) -> Tensor:
-    """Eq. 2: log w, with w_l proportional to p_d^lambda p_f and normalised over structures; shapes (L, Y, X)."""
+    """Eq. 2: log w, with w_l proportional to p_d^lambda p_f and normalised over structures.
+
+    Parameters
+    ----------
+    log_pd, log_pf : Tensor
+        Shape (L, Y, X), each up to a constant a pixel.
+    weight : float
+        lambda.
+
+    Returns
+    -------
+    Tensor
+        log w, shape (L, Y, X).
+
+    Examples
+    --------
+    >>> network, fusion = torch.tensor([0.2, 0.8]), torch.tensor([0.8, 0.2])
+    >>> w = e_step(network.log().view(2, 1, 1), fusion.log().view(2, 1, 1), weight=2.0).exp()
+    >>> [round(float(v), 3) for v in w.flatten()]  # 0.04 * 0.8 to 0.64 * 0.2
+    [0.2, 0.8]
+    """
     return torch.log_softmax(weight * log_pd + log_pf, dim=0)
 
 
 def log_prior(top: nn.Module, prior: float) -> Tensor:
-    """log p(theta), up to a constant."""
+    """log p(theta) up to a constant: minus `prior` times the sum of the squared weights of `top`."""
     return -prior * sum((p.square().sum() for p in top.parameters()), torch.zeros(()).to(next(top.parameters())))
 
 
 def atlas_log_likelihood(top: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Sum over atlases and pixels of log p_d(L_n); pixels with target -1 do not count."""
+    """Sum over atlases and pixels of log p_d(L_n), nats.
+
+    Parameters
+    ----------
+    top : nn.Module
+        Gives logits (N, L, y, x).
+    inputs : Tensor
+        Shape (N, C, y, x).
+    targets : Tensor
+        Indices of structures, shape (N, y, x); pixels with -1 do not count.
+    """
     return -F.cross_entropy(top(inputs), targets, ignore_index=-1, reduction="sum")
 
 
 def objective(top: nn.Module, data: SectionData, weight: float, prior: float) -> float:
-    """Eq. 1: log p(theta) + lambda sum log p_d(L_n) + sum log sum p_d^lambda p_f."""
+    """Eq. 1: log p(theta) + lambda sum log p_d(L_n) + sum log sum p_d^lambda p_f, nats.
+
+    Parameters
+    ----------
+    top : nn.Module
+        What theta is; in eval mode.
+    data : SectionData
+        The section and its neighbours, not augmented.
+    weight : float
+        lambda.
+    prior : float
+        As for `log_prior`.
+    """
     with torch.no_grad():
         atlases = atlas_log_likelihood(top, data.atlas_inputs, data.atlas_targets)
         log_pd = network_log_probabilities(top, data.inputs)[0]
@@ -241,7 +283,11 @@ def objective(top: nn.Module, data: SectionData, weight: float, prior: float) ->
 
 
 def bound(top: nn.Module, data: SectionData, w: Tensor, weight: float, prior: float) -> Tensor:
-    """Eq. 3: what the M-step ascends, sum log p_d(L_n) + sum w log p_d + log p(theta) / lambda."""
+    """Eq. 3: what the M-step ascends, sum log p_d(L_n) + sum w log p_d + log p(theta) / lambda.
+
+    lambda times it, plus ``sum w log p_f`` and the entropy of `w`, is a lower bound of `objective` that touches it at
+    the theta from which `e_step` made `w`. Parameters as for `objective`; `w` has shape (L, y, x) and sums to 1 over L.
+    """
     atlases = atlas_log_likelihood(top, data.atlas_inputs, data.atlas_targets)
     section = (w * network_log_probabilities(top, data.inputs)[0]).sum()
     return atlases + section + log_prior(top, prior) / weight
@@ -262,7 +308,17 @@ def first_rate(top: nn.Module) -> float:
 
 
 def train_locally(top: nn.Module, inputs: Tensor, targets: Tensor, settings: Settings) -> None:
-    """Stage 2: on the neighbouring labelled sections and augmented copies of them."""
+    """Stage 2: on the neighbouring labelled sections and augmented copies of them.
+
+    Parameters
+    ----------
+    top : nn.Module
+        Changed in place.
+    inputs, targets : Tensor
+        As for `atlas_log_likelihood`.
+    settings : Settings
+        `local_steps` and `prior` are read.
+    """
     optimiser = torch.optim.Adam(top.parameters(), lr=first_rate(top))
     for _ in range(settings.local_steps):
         optimiser.zero_grad()
@@ -271,7 +327,26 @@ def train_locally(top: nn.Module, inputs: Tensor, targets: Tensor, settings: Set
 
 
 def gem(top: nn.Module, data: SectionData, weight: float, settings: Settings) -> list[float]:
-    """Alternate E and M; the objective before and after each iteration never falls. Stops when it stalls."""
+    """Alternate E and M. The objective never falls: an M-step that lowered it is undone and the rate quartered.
+
+    Stops after `Settings.iterations`, when under 0.1 % of the pixels change class, or when the objective stalls.
+
+    Parameters
+    ----------
+    top : nn.Module
+        Changed in place.
+    data : SectionData
+        The section and its neighbours.
+    weight : float
+        lambda.
+    settings : Settings
+        `iterations`, `m_steps` and `prior` are read.
+
+    Returns
+    -------
+    list of float
+        `objective` before GEM and after each iteration that was kept.
+    """
     history = [objective(top, data, weight, settings.prior)]
     rate = first_rate(top)
     log_w = e_step(network_log_probabilities(top, data.inputs)[0].detach(), data.log_pf, weight)
@@ -407,7 +482,15 @@ def entropy(log_probabilities: Tensor) -> float:
 
 
 def held_out_sections(labelled: Sequence[int]) -> tuple[int, ...]:
-    """Labelled sections on which scales are fitted: every fourth, not the first or last, six at most."""
+    """Labelled sections on which scales are fitted: every fourth, not the first or last, six at most.
+
+    Examples
+    --------
+    >>> held_out_sections([0, 10, 20, 30, 40, 50, 60, 70])
+    (20, 60)
+    >>> held_out_sections([0, 10])
+    ()
+    """
     inner = list(labelled)[1:-1]
     chosen = inner[1::4] or inner[:1]
     return tuple(chosen[:: math.ceil(len(chosen) / 6)]) if chosen else ()
@@ -543,6 +626,11 @@ def suggest_sections(
         Shape (Z, Y, X).
     labelled : iterable of int
         Never suggested.
+
+    Returns
+    -------
+    tuple of int
+        The most uncertain first; empty where nothing is uncertain.
     """
     inside = labels > 0
     mean = (uncertainty * inside).sum(axis=(1, 2)) / np.maximum(inside.sum(axis=(1, 2)), 1)
@@ -596,6 +684,18 @@ def complete(
     ------
     ValueError
         If images and labels lie on different grids, every labelled section is empty, or images hold NaN or infinity.
+
+    Examples
+    --------
+    >>> from limner.space import Space
+    >>> space = Space(shape=(3, 8, 8), spacing=(0.1, 0.1, 0.1))
+    >>> labels = np.zeros(space.shape, dtype=np.uint8)
+    >>> labels[0, :2], labels[2, :6] = 1, 1  # a structure that grows from two rows to six
+    >>> annotations = SectionLabels(LabelMap(labels, space), labelled=(0, 2))
+    >>> settings = Settings(method="fusion", registration="none")
+    >>> completion = complete(Volume(np.zeros(space.shape), space), annotations, settings, device="cpu")
+    >>> completion.labels.labels[1, :, 0]
+    array([1, 1, 1, 1, 0, 0, 0, 0], dtype=uint8)
     """
     settings, report = settings or Settings(), progress or (lambda *_: None)
     check(images, annotations)
