@@ -72,3 +72,13 @@ def test_background_level_is_the_median_of_the_borders():
     pixels[..., 1] = 7
     pixels[:, 1:-1, 1:-1] = 100
     assert background_level(pixels).tolist() == [0, 7]
+
+
+def test_hot_pixels_do_not_hide_the_tissue() -> None:
+    stack = np.zeros((5, 48, 56))
+    stack[:, 12:36, 14:42] = 100.0
+    clean = tissue_mask(stack)
+    stack[1, 5, 5] = 65535.0
+    hot = tissue_mask(stack)
+    assert hot.sum() == clean.sum() + 1
+    assert to_8_bit(stack)[2, 20, 20] > 200

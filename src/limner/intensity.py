@@ -38,6 +38,8 @@ def tissue_mask(pixels: NDArray[Any]) -> NDArray[np.bool_]:
     contrast = np.abs(channels.astype(np.float32) - background_level(channels)).mean(axis=-1)
     if contrast.max() <= 0:
         return np.zeros(contrast.shape, dtype=bool)
+    # a few hot pixels would stretch the histogram until all tissue falls into its first bin
+    contrast = np.minimum(contrast, np.percentile(contrast, 99.9) or contrast.max())
     return contrast > float(threshold_otsu(contrast))  # type: ignore[no-untyped-call]
 
 

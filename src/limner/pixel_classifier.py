@@ -268,6 +268,7 @@ def train_globally(
     if isinstance(classifier.network, FCN8s):
         first, last = classifier.network.parameter_groups(schedule.rate)
         groups = [{"params": first["params"], "scale": 1.0}, {"params": last["params"], "scale": 20.0}]
+    torch.manual_seed(options.seed + round(1000 * part[0]))  # dropout draws from torch's own generator
     index = torch.tensor(list(labelled))
     train(
         classifier.network,
