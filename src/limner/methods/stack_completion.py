@@ -413,10 +413,8 @@ class Model:
         before = e_step(before, log_pf, weight)
         if method == "product":
             return before, [], entropy(before)
-        small = F.interpolate(log_pf.softmax(dim=0)[None], size=data.inputs.shape[2:], mode="bilinear", antialias=True)[
-            0
-        ]
-        data.log_pf = small.clamp_min(1e-12).log()
+        at_grid = F.interpolate(log_pf.softmax(dim=0)[None], data.inputs.shape[2:], mode="bilinear", antialias=True)
+        data.log_pf = at_grid[0].clamp_min(1e-12).log()
         history = gem(top, data, weight, self.settings)
         return e_step(self.log_pd(top, data), log_pf, weight), history, entropy(before)
 
