@@ -40,7 +40,7 @@ def tissue_mask(pixels: NDArray[Any]) -> NDArray[np.bool_]:
         return np.zeros(contrast.shape, dtype=bool)
     # a few hot pixels would stretch the histogram until all tissue falls into its first bin
     contrast = np.minimum(contrast, np.percentile(contrast, 99.9) or contrast.max())
-    return contrast > float(threshold_otsu(contrast))  # type: ignore[no-untyped-call]
+    return contrast > float(threshold_otsu(contrast.ravel()))  # type: ignore[no-untyped-call]
 
 
 def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.float32]:
