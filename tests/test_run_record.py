@@ -19,6 +19,7 @@ from limner.run_record import (
     differing_settings,
     hash_inputs,
     read_record,
+    stored,
     write_atomically,
     write_record,
 )
@@ -229,3 +230,15 @@ def test_input_hashes(tmp_path: Path) -> None:
     assert hashes["b.png"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, "abc"
     assert hash_inputs(tmp_path / "a.png") == {"a.png": empty}
     assert list(hash_inputs(tmp_path, ["b.png"])) == ["b.png"]
+
+
+def test_stored_makes_once_and_again_when_the_key_changes(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"n": np.array(len(made))}
+
+    store = Store(tmp_path)
+    assert [int(stored(store, "stage", key, make)["n"]) for key in ("a", "a", "b")] == [1, 1, 2]
+    assert int(stored(None, "stage", "b", make)["n"]) == 3

@@ -163,6 +163,33 @@ class Store:
         return self.folder / f"{stage}.npz"
 
 
+def stored(
+    store: Store | None, stage: str, key: str, make: Callable[[], dict[str, NDArray[Any]]]
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a stage: read where `store` has them under `key`, else made and kept there.
+
+    Parameters
+    ----------
+    store : Store, optional
+        None: always made, kept nowhere.
+    stage, key : str
+        As for `Store.save`.
+    make : callable
+        Gives the arrays.
+
+    Returns
+    -------
+    dict of str to ndarray
+    """
+    if store is None:
+        return make()
+    found = store.load(stage, key)
+    if found is None:
+        found = make()
+        store.save(stage, key, found)
+    return found
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name beside it and rename it: a reader sees the old file or the whole new one.
 

@@ -13,11 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from limner.annotations import SectionLabels
 from limner.calibration import best_scale, mean_log_loss
 from limner.distances import signed_distances
+from limner.intensity import to_8_bit
 from limner.label_fusion import Interpolation, atlas_log_weights, blend, fuse, interpolation_weights
 from limner.registration.section_warps import SectionWarps
 from limner.registration.warp import covers, warp
+from limner.volume import Volume
 
 PAPER_RHO = 21.0  # 1 / mm
 
@@ -87,6 +90,21 @@ class SectionFusion:
     device: str = "cpu"
     warps: SectionWarps | None = None
     rho_scale: float = math.nan
+
+    @classmethod
+    def of_stack(cls, images: Volume, annotations: SectionLabels, options: FusionOptions, device: str) -> SectionFusion:
+        """The fusion of a stack that is not registered yet, its grey levels mapped to 8 bit."""
+        levels = to_8_bit(images.pixels)
+        channels = levels[:, None] if levels.ndim == 3 else np.moveaxis(levels, -1, 1)
+        return cls(
+            np.ascontiguousarray(channels),
+            annotations.label_map.labels.astype(np.int32, copy=False),
+            annotations.labelled,
+            images.space.section_positions,
+            (images.space.spacing[1], images.space.spacing[2]),
+            options,
+            device,
+        )
 
     def __post_init__(self) -> None:
         self.distances = lru_cache(maxsize=8)(self._distances)

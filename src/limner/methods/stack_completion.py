@@ -34,12 +34,11 @@ from __future__ import annotations
 import copy
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -51,8 +50,8 @@ from torch.nn import functional as F
 from limner.annotations import SectionLabels
 from limner.augmentation import Augmentation, augment
 from limner.calibration import best_scale, mean_log_loss
-from limner.intensity import to_8_bit
 from limner.metrics.pixels import expected_calibration_error
+from limner.parallel import side_by_side
 from limner.pixel_classifier import (
     ClassifierOptions,
     PixelClassifier,
@@ -62,7 +61,7 @@ from limner.pixel_classifier import (
 )
 from limner.registration.section_warps import SectionWarps, register_sections
 from limner.registration.velocity_field import Options, Start
-from limner.run_record import Store, content_key
+from limner.run_record import Store, content_key, stored
 from limner.section_fusion import FusionOptions, SectionFusion
 from limner.volume import LabelMap, Volume
 
@@ -157,6 +156,16 @@ class SectionResult:
     def iterations(self) -> int:
         """EM iterations done."""
         return max(len(self.objective) - 1, 0)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """For storing."""
+        return {name: np.asarray(value) for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> SectionResult:
+        """The inverse of `to_arrays`."""
+        values: dict[str, Any] = {n: a if a.ndim > 1 else a.tolist() for n, a in arrays.items()}
+        return cls(**{"probabilities": None, **values, "structures": arrays["structures"]})
 
 
 @dataclass(frozen=True)
@@ -575,15 +584,15 @@ def fit(
     )
     for name, left_out, part in (("network-1", held_out, (0.0, 0.7)), ("network-2", (), (0.7, 1.0))):
         known = [z for z in fusion.labelled if z not in left_out]
-        stored = store.load(name, key) if store is not None else None
-        if stored is not None:
-            model.classifier.load(stored)
-        else:
-            train_globally(
-                model.classifier, known, part, len(fusion.labelled), tissues, lambda d, t: report("training", d, t)
-            )
-            if store is not None:
-                store.save(name, key, model.classifier.to_arrays())
+
+        def trained(
+            classifier: PixelClassifier = model.classifier, known: list[int] = known, part: tuple[float, float] = part
+        ) -> dict[str, NDArray[Any]]:
+            steps = partial(report, "training")
+            train_globally(classifier, known, part, len(fusion.labelled), tissues, steps)
+            return classifier.to_arrays()
+
+        model.classifier.load(stored(store, name, key, trained))
         if name == "network-1":
             calibration |= fit_scales(model, held_out, store, everything)
     return model, calibration, content_key(everything, calibration)
@@ -595,17 +604,15 @@ def fit_scales(model: Model, held_out: Sequence[int], store: Store | None, key: 
         model.notes.append("Too few labelled sections to calibrate on; the uncertainty is not calibrated.")
         model.weight_per_mm = WEIGHT_UNFITTED / model.fusion.typical_spread() ** 2
         return {}
-    stored = store.load("calibration", key) if store is not None else None
-    if stored is not None:
-        scales = {name: float(value) for name, value in stored.items()}
-        model.weight_per_mm = scales.get("weight_per_mm", math.nan)
-    else:
+
+    def fitted() -> dict[str, NDArray[Any]]:
         scales = {}
         if model.settings.method in ("product", "gem") and not model.settings.weight_of_network:
             model.weight_per_mm = scales["weight_per_mm"] = fit_weight(model, held_out)
-        scales |= fit_temperature(model, held_out)
-        if store is not None:
-            store.save("calibration", key, {name: np.asarray(value) for name, value in scales.items()})
+        return {name: np.asarray(value) for name, value in (scales | fit_temperature(model, held_out)).items()}
+
+    scales = {name: float(value) for name, value in stored(store, "calibration", key, fitted).items()}
+    model.weight_per_mm = scales.get("weight_per_mm", math.nan)
     model.temperature = scales["temperature"]
     return scales
 
@@ -698,7 +705,8 @@ def complete(
     settings, report = settings or Settings(), progress or (lambda *_: None)
     check(images, annotations)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    fusion = _fusion(images, annotations, settings, device)
+    options = FusionOptions(**{n: getattr(settings, n) for n in FusionOptions.__dataclass_fields__})
+    fusion = SectionFusion.of_stack(images, annotations, options, device)
     if not annotations.unlabelled:
         return _assemble(annotations, {}, {}, {}, ())
     seconds: dict[str, float] = {}
@@ -730,20 +738,6 @@ def check(images: Volume, annotations: SectionLabels) -> None:
         raise ValueError("complete(): images hold NaN or infinity; replace them")
 
 
-def _fusion(images: Volume, annotations: SectionLabels, settings: Settings, device: str) -> SectionFusion:
-    levels = to_8_bit(images.pixels)
-    channels = levels[:, None] if levels.ndim == 3 else np.moveaxis(levels, -1, 1)
-    return SectionFusion(
-        np.ascontiguousarray(channels),
-        annotations.label_map.labels.astype(np.int32, copy=False),
-        annotations.labelled,
-        images.space.section_positions,
-        (images.space.spacing[1], images.space.spacing[2]),
-        FusionOptions(**{n: getattr(settings, n) for n in FusionOptions.__dataclass_fields__}),
-        device,
-    )
-
-
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Note the seconds that a block took."""
@@ -762,21 +756,20 @@ def _registered(
     if settings.registration == "direct":
         pairs = sorted({(max(z, a), min(z, a)) for z in range(n) for a in fusion.labelled_near(z)})
     key = content_key(fusion.images, fusion.spacing, settings.start, settings.stiffness, pairs)
-    stored = store.load("registration", key) if store is not None else None
-    if stored is not None:
-        return SectionWarps.from_arrays(stored)
-    warps = register_sections(
-        fusion.images,
-        pairs,
-        fusion.spacing,
-        start=settings.start,
-        options=Options(stiffness=settings.stiffness),
-        device=fusion.device,
-        progress=lambda done, total: report("registration", done, total),
-    )
-    if store is not None:
-        store.save("registration", key, warps.to_arrays())
-    return warps
+
+    def registered() -> dict[str, NDArray[Any]]:
+        options = Options(stiffness=settings.stiffness)
+        return register_sections(
+            fusion.images,
+            pairs,
+            fusion.spacing,
+            start=settings.start,
+            options=options,
+            device=fusion.device,
+            progress=partial(report, "registration"),
+        ).to_arrays()
+
+    return SectionWarps.from_arrays(stored(store, "registration", key, registered))
 
 
 def _completed(
@@ -788,54 +781,16 @@ def _completed(
     report: Progress,
 ) -> dict[int, SectionResult]:
     """Complete sections, `jobs` at a time; each is stored as soon as it is done."""
-    fusion, cores, (_, keep_probabilities) = model.fusion, os.cpu_count() or 1, asked
-    jobs = 1 if fusion.device != "cpu" else min(jobs or cores, len(unlabelled))
-    stop = threading.Event()
+    fusion, (_, keep_probabilities) = model.fusion, asked
 
-    def one(z: int) -> tuple[int, SectionResult | None]:
-        if stop.is_set():
-            return z, None
-        stored = store.load(f"section-{z:04}", key := content_key(*asked, z, *fusion.inputs(z))) if store else None
-        if stored is not None:
-            return z, _from_arrays(stored)
-        result = model.complete_section(z, keep_probabilities)
-        if store is not None:
-            store.save(f"section-{z:04}", key, _to_arrays(result))
-        return z, result
+    def one(z: int) -> SectionResult:
+        key = content_key(*asked, z, *fusion.inputs(z)) if store is not None else ""
+        return SectionResult.from_arrays(
+            stored(store, f"section-{z:04}", key, lambda: model.complete_section(z, keep_probabilities).to_arrays())
+        )
 
-    done: dict[int, SectionResult] = {}
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(max(1, threads // jobs),)) as pool:
-        try:
-            for future in as_completed([pool.submit(one, z) for z in unlabelled]):
-                z, result = future.result()
-                if result is not None:
-                    done[z] = result
-                report("sections", len(done), len(unlabelled))
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            torch.set_num_threads(threads)
-    return done
-
-
-def _to_arrays(result: SectionResult) -> dict[str, NDArray[Any]]:
-    return {name: np.asarray(value) for name, value in vars(result).items() if value is not None}
-
-
-def _from_arrays(arrays: Mapping[str, NDArray[Any]]) -> SectionResult:
-    return SectionResult(
-        labels=arrays["labels"],
-        uncertainty=arrays["uncertainty"],
-        structures=arrays["structures"],
-        probabilities=arrays.get("probabilities"),
-        objective=arrays["objective"].tolist(),
-        entropy_before=float(arrays["entropy_before"]),
-        entropy_after=float(arrays["entropy_after"]),
-        seconds=float(arrays["seconds"]),
-    )
+    jobs = 1 if fusion.device != "cpu" else jobs or os.cpu_count() or 1
+    return side_by_side(unlabelled, one, jobs, partial(report, "sections"))
 
 
 def _notes(model: Model, annotations: SectionLabels) -> tuple[str, ...]:
