@@ -22,6 +22,7 @@ from limner.methods.stack_completion import (
     held_out_sections,
     log_prior,
     objective,
+    section_log_pd,
     suggest_sections,
 )
 from limner.pixel_classifier import network_log_probabilities
@@ -91,16 +92,21 @@ def linear_top(weights=((1.0, 0.5), (-0.3, 0.2)), biases=(0.1, -0.2)):
     return top
 
 
-def random_data(seed=0, classes=2, features=2, shape=(5, 6)):
+def random_data(seed=0, classes=2, features=2, shape=(5, 6), frequency=None):
     """Random features, atlas targets (some unknown) and log p_f."""
     generator = torch.Generator().manual_seed(seed)
     inputs, atlases = (torch.randn(n, features, *shape, generator=generator) for n in (1, 2))
     targets = torch.randint(-1, classes, (2, *shape), generator=generator)
-    return SectionData(inputs, atlases, targets, torch.randn(classes, *shape, generator=generator).log_softmax(dim=0))
+    log_pf = torch.randn(classes, *shape, generator=generator).log_softmax(dim=0)
+    data = SectionData(inputs, atlases, targets, log_pf)
+    if frequency is not None:
+        data.log_frequency = torch.tensor(frequency).log().view(-1, 1, 1)
+    return data
 
 
-def test_objective_is_equation_1():
-    top, data, weight, prior = linear_top(), random_data(), 1.7, 0.03
+@pytest.mark.parametrize("frequency", [None, (0.9, 0.1)])
+def test_objective_is_equation_1(frequency):
+    top, data, weight, prior = linear_top(), random_data(frequency=frequency), 1.7, 0.03
 
     def log_pd(features):  # (2, y, x)
         matrix, bias = np.array([[1.0, 0.5], [-0.3, 0.2]]), np.array([0.1, -0.2])
@@ -112,6 +118,9 @@ def test_objective_is_equation_1():
         log_probabilities = log_pd(features)
         expected += weight * sum(log_probabilities[t, y, x] for (y, x), t in np.ndenumerate(targets) if t >= 0)
     p_d, p_f = np.exp(log_pd(data.inputs[0])), data.log_pf.exp().numpy()
+    if frequency:  # of the section alone, and a distribution again
+        p_d = p_d / np.reshape(frequency, (-1, 1, 1))
+        p_d = p_d / p_d.sum(axis=0)
     expected += np.log((p_d**weight * p_f).sum(axis=0)).sum()
     assert objective(top, data, weight, prior) == pytest.approx(expected, rel=1e-5)
 
@@ -122,10 +131,11 @@ def minorant(top, data, w, weight, prior):
     return weight * bound(top, data, w, weight, prior).item() + constant.item()
 
 
-def test_bound_touches_the_objective_at_the_e_step_and_lies_below_it_elsewhere():
-    data, weight, prior = random_data(), 1.7, 0.03
+@pytest.mark.parametrize("frequency", [None, (0.9, 0.1)])
+def test_bound_touches_the_objective_at_the_e_step_and_lies_below_it_elsewhere(frequency):
+    data, weight, prior = random_data(frequency=frequency), 1.7, 0.03
     top = linear_top()
-    w = e_step(network_log_probabilities(top, data.inputs)[0].detach(), data.log_pf, weight).exp()
+    w = e_step(section_log_pd(top, data).detach(), data.log_pf, weight).exp()
     assert minorant(top, data, w, weight, prior) == pytest.approx(objective(top, data, weight, prior), abs=1e-3)
     for seed in range(5):
         torch.manual_seed(seed)
@@ -152,6 +162,17 @@ def test_gem_stops_when_nothing_changes():
     data = random_data()
     data.log_pf = torch.where(torch.arange(2).view(2, 1, 1) == 1, 0.0, -50.0).expand(2, 5, 6)
     assert len(gem(linear_top(), data, 1.0, Settings(iterations=50))) == 2
+
+
+def test_gem_does_not_call_everything_the_rarest_structure():
+    """Evidence that knows nothing and a structure of one pixel in ten thousand: as common as the network says."""
+    data = random_data(shape=(20, 20), frequency=(0.9999, 0.0001))
+    data.log_pf = torch.zeros(2, 20, 20)
+    data.atlas_targets[:] = 0
+    data.atlas_targets[:, 0, 0] = 1
+    top = linear_top(((0.0, 0.0), (0.0, 0.0)), (5.0, -5.0))
+    gem(top, data, 1.2, Settings(iterations=20, m_steps=100))
+    assert network_log_probabilities(top, data.inputs)[0, 1].exp().mean() < 0.05
 
 
 def test_gem_takes_back_a_step_that_lowers_the_objective(monkeypatch):

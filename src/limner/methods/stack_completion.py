@@ -217,12 +217,16 @@ class SectionData:
         Their labels as indices of structures, shape (N, y, x); -1 does not count.
     log_pf : Tensor
         log p_f, shape (L, y, x), up to a constant a pixel.
+    log_frequency : Tensor
+        log of how frequent each structure is on the labelled sections, shape (L, 1, 1), by which p_d of the section is
+        divided, for p_f carries that already; 0: not divided.
     """
 
     inputs: Tensor
     atlas_inputs: Tensor
     atlas_targets: Tensor
     log_pf: Tensor = field(default_factory=lambda: torch.zeros(0))
+    log_frequency: Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 def e_step(log_pd: Tensor, log_pf: Tensor, weight: float) -> Tensor:
@@ -270,6 +274,14 @@ def atlas_log_likelihood(top: nn.Module, inputs: Tensor, targets: Tensor) -> Ten
     return -F.cross_entropy(top(inputs), targets, ignore_index=-1, reduction="sum")
 
 
+def section_log_pd(top: nn.Module, data: SectionData, shape: tuple[int, int] | None = None) -> Tensor:
+    """log p_d of the section, divided by the structures' frequency and normalised again, (L, y, x) or (L, *shape).
+
+    Without the second normalisation GEM would gain without limit by calling everything the rarest structure.
+    """
+    return torch.log_softmax(network_log_probabilities(top, data.inputs, shape)[0] - data.log_frequency, dim=0)
+
+
 def objective(top: nn.Module, data: SectionData, weight: float, prior: float) -> float:
     """Eq. 1: log p(theta) + lambda sum log p_d(L_n) + sum log sum p_d^lambda p_f, nats.
 
@@ -286,8 +298,7 @@ def objective(top: nn.Module, data: SectionData, weight: float, prior: float) ->
     """
     with torch.no_grad():
         atlases = atlas_log_likelihood(top, data.atlas_inputs, data.atlas_targets)
-        log_pd = network_log_probabilities(top, data.inputs)[0]
-        section = torch.logsumexp(weight * log_pd + data.log_pf, dim=0).sum()
+        section = torch.logsumexp(weight * section_log_pd(top, data) + data.log_pf, dim=0).sum()
         return float(log_prior(top, prior) + weight * atlases + section)
 
 
@@ -298,7 +309,7 @@ def bound(top: nn.Module, data: SectionData, w: Tensor, weight: float, prior: fl
     the theta from which `e_step` made `w`. Parameters as for `objective`; `w` has shape (L, y, x) and sums to 1 over L.
     """
     atlases = atlas_log_likelihood(top, data.atlas_inputs, data.atlas_targets)
-    section = (w * network_log_probabilities(top, data.inputs)[0]).sum()
+    section = (w * section_log_pd(top, data)).sum()
     return atlases + section + log_prior(top, prior) / weight
 
 
@@ -358,7 +369,7 @@ def gem(top: nn.Module, data: SectionData, weight: float, settings: Settings) ->
     """
     history = [objective(top, data, weight, settings.prior)]
     rate = first_rate(top)
-    log_w = e_step(network_log_probabilities(top, data.inputs)[0].detach(), data.log_pf, weight)
+    log_w = e_step(section_log_pd(top, data).detach(), data.log_pf, weight)
     for _ in range(settings.iterations):
         before = copy.deepcopy(top.state_dict())
         m_step(top, data, log_w.exp(), weight, settings, rate)
@@ -370,7 +381,7 @@ def gem(top: nn.Module, data: SectionData, weight: float, settings: Settings) ->
                 break
             continue
         history.append(reached)
-        new = e_step(network_log_probabilities(top, data.inputs)[0].detach(), data.log_pf, weight)
+        new = e_step(section_log_pd(top, data).detach(), data.log_pf, weight)
         changed = (new.argmax(dim=0) != log_w.argmax(dim=0)).float().mean()
         log_w = new
         if changed < 1e-3 or reached - history[-2] < 1e-6 * abs(history[-2]):
@@ -415,11 +426,12 @@ class Model:
             log_pf = self.fusion.evidence(z, left_out)
             return log_pf, [], entropy(log_pf)
         top, data = self.section_data(z, left_out)
-        before = self.log_pd(top, data)
         if method == "network":
-            return before, [], entropy(before)
-        weight, log_pf = self.weight(z, left_out), self.evidence(z, left_out)
-        before = e_step(before, log_pf, weight)
+            with torch.no_grad():
+                log_pd = network_log_probabilities(top, data.inputs, self.fusion.shape)[0]
+            return log_pd, [], entropy(log_pd)
+        weight, log_pf = self.weight(z, left_out), self.fusion.evidence(z, left_out)
+        before = e_step(self.log_pd(top, data), log_pf, weight)
         if method == "product":
             return before, [], entropy(before)
         at_grid = F.interpolate(log_pf.softmax(dim=0)[None], data.inputs.shape[2:], mode="bilinear", antialias=True)
@@ -428,20 +440,13 @@ class Model:
         return e_step(self.log_pd(top, data), log_pf, weight), history, entropy(before)
 
     def log_pd(self, top: nn.Module, data: SectionData) -> Tensor:
-        """log p_d of the section at full size, (L, Y, X)."""
+        """`section_log_pd` at full size, (L, Y, X)."""
         with torch.no_grad():
-            return network_log_probabilities(top, data.inputs, self.fusion.shape)[0]
+            return section_log_pd(top, data, self.fusion.shape)
 
     def weight(self, z: int, left_out: int | None = None) -> float:
         """lambda of a section: as set, else in proportion to the variance of fusion's borders."""
         return self.settings.weight_of_network or self.weight_per_mm * self.fusion.spread(z, left_out) ** 2
-
-    def evidence(self, z: int, left_out: int | None = None) -> Tensor:
-        """log p_f less lambda log frequency, (L, Y, X): what Eq. 1 has as p_f when p_d is divided by frequency."""
-        log_pf = self.fusion.evidence(z, left_out)
-        if not self.settings.divide_by_frequency:
-            return log_pf
-        return log_pf - self.weight(z, left_out) * self.fusion.log_frequency(z, left_out)
 
     def section_data(self, z: int, left_out: int | None = None) -> tuple[nn.Module, SectionData]:
         """Stage 2: the network trained on the neighbours of `z`; with what it sees of `z` and of them."""
@@ -452,6 +457,8 @@ class Model:
         images = classifier.images[atlases]
         targets = torch.stack([classifier.targets(a, structures) for a in atlases])
         data = SectionData(classifier.fixed(classifier.images[[z]], [z]), classifier.fixed(images, atlases), targets)
+        if settings.divide_by_frequency:
+            data.log_frequency = self.fusion.log_frequency(z, left_out)
         inputs, labels = [data.atlas_inputs], [targets]
         for _ in range(AUGMENTED_COPIES):
             moved, changed, weights = augment(images, targets, Augmentation(), generator)
@@ -512,8 +519,6 @@ def fit_weight(model: Model, held_out: Sequence[int]) -> float:
     fusion, samples = model.fusion, []
     for z in held_out:
         log_pd = model.log_pd(*model.section_data(z, left_out=z))
-        if model.settings.divide_by_frequency:
-            log_pd = log_pd - fusion.log_frequency(z, z)
         pixels, truth = fusion.sample(z, fusion.structures(z, z), most=fusion.labels[z].size)
         variance = fusion.spread(z, z) ** 2
         samples.append((variance * log_pd.flatten(1)[:, pixels], fusion.evidence(z, z).flatten(1)[:, pixels], truth))
