@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import limner.pixel_classifier as pixel_classifier
+from limner.augmentation import Augmentation
 from limner.networks.fcn_vgg import IMAGENET_DEVIATION, IMAGENET_MEAN, FCN8s
 from limner.pixel_classifier import (
     ClassifierOptions,
@@ -151,20 +152,27 @@ def spied_targets(monkeypatch, classifier, tissues=None, part=(0.0, 1.0)):
     """What `train_globally` hands to `train`: its targets and schedule."""
     seen = {}
 
-    def train(_network, images, targets, schedule, prepare, _generator, *, groups, **_):
-        seen.update(targets=targets, schedule=schedule, groups=groups, prepared=prepare(images[:1], torch.tensor([1])))
+    def train(_network, images, targets, schedule, prepare, _generator, *, groups, augmentation, **_):
+        seen.update(
+            augmentation=augmentation,
+            targets=targets,
+            schedule=schedule,
+            groups=groups,
+            prepared=prepare(images[:1], torch.tensor([1])),
+        )
 
     monkeypatch.setattr(pixel_classifier, "train", train)
-    train_globally(classifier, LABELLED, part, len(LABELLED), tissues, lambda *_: None)
+    train_globally(classifier, LABELLED, part, tissues, lambda *_: None)
     return seen
 
 
 def test_global_training_takes_the_labelled_sections(monkeypatch):
-    classifier = make(epochs=40)
+    classifier = make(training_steps=30, placement=0.5)
     seen = spied_targets(monkeypatch, classifier)
     labels = classifier.labels[list(LABELLED)]
     np.testing.assert_array_equal(seen["targets"], np.select([labels == 4, labels == 9], [1, 2]))
-    assert seen["schedule"].steps == 30  # 40 times 3 sections, 4 a step
+    assert seen["schedule"].steps == 30
+    assert seen["augmentation"] == Augmentation(rotation=5, translation=0.025, scaling=0.05)
     assert seen["groups"] is None
     torch.testing.assert_close(seen["prepared"][0, 3, 0, 0], torch.tensor(-0.6))  # the second labelled section is 2
 

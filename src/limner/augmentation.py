@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,15 @@ class Augmentation:
     scaling: float = 0.1
     contrast: float = 0.2
     brightness: float = 0.1
+
+    def moved_by(self, share: float) -> Augmentation:
+        """The same with rotation, translation and scaling times `share`."""
+        return replace(
+            self,
+            rotation=share * self.rotation,
+            translation=share * self.translation,
+            scaling=share * self.scaling,
+        )
 
 
 def random_transforms(n: int, shape: tuple[int, int], ranges: Augmentation, generator: torch.Generator) -> Tensor:

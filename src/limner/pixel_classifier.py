@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limner.augmentation import Augmentation
 from limner.networks.fcn_vgg import IMAGENET_DEVIATION, IMAGENET_MEAN, FCN8s, load_vgg16_weights
 from limner.networks.unet import UNet
 from limner.training import Schedule, train, with_coordinates
@@ -31,8 +32,10 @@ class ClassifierOptions:
         File of VGG-16 weights; empty: from scratch.
     network_pixels : int
         Longer side of the reduced sections.
-    epochs : int
-        How often each labelled section is seen in global training.
+    training_steps : int
+        Gradient steps of global training, four sections each.
+    placement : float
+        How far training sections are rotated, shifted and scaled, as a share of `Augmentation`'s ranges.
     trained_layers : {'last', 'all'}
         What is moved after global training.
     seed : int
@@ -42,7 +45,8 @@ class ClassifierOptions:
     network: Literal["unet", "fcn_vgg16"] = "unet"
     vgg16_weights: str = ""
     network_pixels: int = 136
-    epochs: int = 240
+    training_steps: int = 4000
+    placement: float = 0.3
     trained_layers: Literal["last", "all"] = "last"
     seed: int = 0
 
@@ -233,7 +237,6 @@ def train_globally(
     classifier: PixelClassifier,
     labelled: Sequence[int],
     part: tuple[float, float],
-    n_labelled: int,
     tissues: Mapping[int, int] | None,
     progress: Callable[[int, int], None],
 ) -> None:
@@ -247,8 +250,6 @@ def train_globally(
         Sections to train on.
     part : tuple of float
         First and last fraction of the schedule to run.
-    n_labelled : int
-        Number of all labelled sections, which sets the length of the schedule.
     tissues : mapping of int to int, optional
         As for `make_classifier`.
     progress : callable
@@ -261,9 +262,8 @@ def train_globally(
     values, inverse = np.unique(labels, return_inverse=True)
     targets = torch.from_numpy(lookup(values)[inverse].reshape(labels.shape)).long()
     batch = min(4, len(labelled))
-    steps = max(1, round(options.epochs * n_labelled / 4))
     fcn = isinstance(classifier.network, FCN8s)
-    schedule = Schedule(steps, *part, batch=batch, rate=1e-4 if fcn else 3e-3)
+    schedule = Schedule(options.training_steps, *part, batch=batch, rate=1e-4 if fcn else 3e-3)
     groups = None
     if isinstance(classifier.network, FCN8s):
         first, last = classifier.network.parameter_groups(schedule.rate)
@@ -277,6 +277,7 @@ def train_globally(
         schedule,
         lambda images, chosen: classifier.input(images, index[chosen]),
         torch.Generator().manual_seed(options.seed + round(1000 * part[0])),
+        augmentation=Augmentation().moved_by(options.placement),
         groups=groups,
         progress=progress,
     )

@@ -114,12 +114,13 @@ def train(
     first, last = round(schedule.first * schedule.steps), round(schedule.last * schedule.steps)
     losses: list[float] = []
     network.train()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
     for step in range(first, last):
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate_at(step) * group["scale"]
         chosen = torch.randperm(len(images), generator=generator)[: schedule.batch]
         moved, labels, weights = augment(images[chosen], targets[chosen], ranges, generator)
-        logits = network(prepare(moved, chosen))
+        logits = network(prepare(moved, chosen).contiguous(memory_format=torch.channels_last))
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum().clamp_min(1)
         optimiser.zero_grad()
         loss.backward()
@@ -127,4 +128,5 @@ def train(
         losses.append(loss.item())
         progress(step + 1, schedule.steps)
     network.eval()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as when loaded from a store
     return losses

@@ -33,7 +33,7 @@ from limner.volume import LabelMap, Volume
 
 SPACING = (0.1, 0.05, 0.05)
 LABELLED = (0, 4, 8, 12)
-QUICK = Settings(epochs=8, local_steps=10, iterations=2, network_pixels=48, registration="none")
+QUICK = Settings(training_steps=10, local_steps=10, iterations=2, network_pixels=48, registration="none")
 METHODS = ("network", "fusion", "product", "gem")
 
 
@@ -396,6 +396,7 @@ def test_lambda_follows_the_evidence_that_is_right(phantom, monkeypatch):
         monkeypatch.setattr(Model, "log_pd", lambda _self, _top, z: says(fusion.truth(z, [0, 3, 7])))
         return fit_weight(model, (4, 8)) * fusion.spread(4, 4) ** 2
 
+    assert weight(lambda truth: torch.zeros(3, *truth.shape)) == pytest.approx(0.02)  # no weight does better
     one_hot = torch.eye(3)
     assert weight(lambda truth: (0.9 * one_hot[truth].permute(2, 0, 1) + 0.03).log()) > 0.5
     assert weight(lambda truth: (0.9 * one_hot[(truth + 1) % 3].permute(2, 0, 1) + 0.03).log()) < 0.05
@@ -541,7 +542,7 @@ def test_fcn_learns_and_completes_a_stack_of_three(phantom, monkeypatch):
 
     monkeypatch.setattr(pixel_classifier, "FCN8s", Narrow)
     three = tuple(array[:3] for array in phantom)
-    settings = replace(QUICK, network="fcn_vgg16", epochs=60, local_steps=4, iterations=1, m_steps=2)
+    settings = replace(QUICK, network="fcn_vgg16", training_steps=30, local_steps=4, iterations=1, m_steps=2)
     found = completed(three, settings, (0, 2), jobs=1)
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert np.isfinite(found.uncertainty).all()

@@ -11,6 +11,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 SAMPLE = Path("examples", "data", "mouse_stack")
 WITHIN_MM = 0.2
+TRAINING_STEPS = 1000  # fewer than the default, so that the demo takes minutes on two cores
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Demo:
         """Run `limner stack complete` on the sample."""
         sample = find_sample(self.data)
         from limner.cli.stack_complete import StackComplete
+        from limner.methods.stack_completion import Settings
 
         command = StackComplete(
             images=sample / "images.nii.gz",
@@ -49,6 +51,7 @@ class Demo:
             device=self.device,
             jobs=self.jobs,
             overwrite=self.overwrite,
+            settings=Settings(training_steps=TRAINING_STEPS),
         )
         return command.run(command_line)
 
