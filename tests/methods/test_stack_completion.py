@@ -24,6 +24,7 @@ from limner.methods.stack_completion import (
     objective,
     section_log_pd,
     suggest_sections,
+    weights_of,
 )
 from limner.pixel_classifier import network_log_probabilities
 from limner.run_record import Store
@@ -92,13 +93,13 @@ def linear_top(weights=((1.0, 0.5), (-0.3, 0.2)), biases=(0.1, -0.2)):
     return top
 
 
-def random_data(seed=0, classes=2, features=2, shape=(5, 6), frequency=None):
-    """Random features, atlas targets (some unknown) and log p_f."""
+def random_data(seed=0, classes=2, features=2, shape=(5, 6), frequency=None, learnt=0.0):
+    """Random features, atlas targets (some unknown) and log p_f; all weights learnt are the same."""
     generator = torch.Generator().manual_seed(seed)
     inputs, atlases = (torch.randn(n, features, *shape, generator=generator) for n in (1, 2))
     targets = torch.randint(-1, classes, (2, *shape), generator=generator)
     log_pf = torch.randn(classes, *shape, generator=generator).log_softmax(dim=0)
-    data = SectionData(inputs, atlases, targets, log_pf)
+    data = SectionData(inputs, atlases, targets, log_pf, learnt=torch.tensor(learnt))
     if frequency is not None:
         data.log_frequency = torch.tensor(frequency).log().view(-1, 1, 1)
     return data
@@ -106,14 +107,14 @@ def random_data(seed=0, classes=2, features=2, shape=(5, 6), frequency=None):
 
 @pytest.mark.parametrize("frequency", [None, (0.9, 0.1)])
 def test_objective_is_equation_1(frequency):
-    top, data, weight, prior = linear_top(), random_data(frequency=frequency), 1.7, 0.03
+    top, data, weight, prior = linear_top(), random_data(frequency=frequency, learnt=0.1), 1.7, 1e-3
 
     def log_pd(features):  # (2, y, x)
         matrix, bias = np.array([[1.0, 0.5], [-0.3, 0.2]]), np.array([0.1, -0.2])
         logits = np.einsum("lc,cyx->lyx", matrix, features.numpy().astype(float)) + bias[:, None, None]
         return logits - np.log(np.exp(logits).sum(axis=0))
 
-    expected = -prior * (1 + 0.25 + 0.09 + 0.04 + 0.01 + 0.04)
+    expected = -prior * 30 * (0.9**2 + 0.4**2 + 0.4**2 + 0.1**2 + 0.0**2 + 0.3**2)  # 30 pixels
     for features, targets in zip(data.atlas_inputs, data.atlas_targets.numpy(), strict=True):
         log_probabilities = log_pd(features)
         expected += weight * sum(log_probabilities[t, y, x] for (y, x), t in np.ndenumerate(targets) if t >= 0)
@@ -133,7 +134,7 @@ def minorant(top, data, w, weight, prior):
 
 @pytest.mark.parametrize("frequency", [None, (0.9, 0.1)])
 def test_bound_touches_the_objective_at_the_e_step_and_lies_below_it_elsewhere(frequency):
-    data, weight, prior = random_data(frequency=frequency), 1.7, 0.03
+    data, weight, prior = random_data(frequency=frequency, learnt=0.1), 1.7, 1e-3
     top = linear_top()
     w = e_step(section_log_pd(top, data).detach(), data.log_pf, weight).exp()
     assert minorant(top, data, w, weight, prior) == pytest.approx(objective(top, data, weight, prior), abs=1e-3)
@@ -154,7 +155,7 @@ def test_gem_never_lets_the_objective_fall(seed, weight, rate, monkeypatch):
     history = gem(top, data, weight, settings)
     assert len(history) > 1
     assert all(after >= before for before, after in pairwise(history))
-    assert history[-1] == pytest.approx(objective(top, data, weight, settings.prior))
+    assert history[-1] == pytest.approx(objective(top, data, weight, settings.gem_prior))
 
 
 def test_gem_stops_when_nothing_changes():
@@ -216,8 +217,21 @@ def test_unknown_pixels_of_atlases_give_no_loss_and_no_gradient():
     assert inputs.grad.abs().sum(dim=1).nonzero().tolist() == [[0, 2, 3]]
 
 
-def test_log_prior_is_the_sum_of_squares():
-    assert log_prior(linear_top(), 0.5).item() == pytest.approx(-0.5 * 1.43)
+def test_log_prior_is_the_squared_distance_to_what_was_learnt():
+    data = random_data(shape=(2, 5))
+    assert log_prior(linear_top(), data, 0.5).item() == pytest.approx(-10 * 0.5 * 1.43)
+    data.learnt = torch.tensor((1.0, 0.5, -0.3, 0.2, 0.1, -0.2))
+    assert log_prior(linear_top(), data, 0.5).item() == 0
+
+
+def test_a_strong_prior_keeps_what_was_learnt():
+    moved = {}
+    for prior in (0.0, 100.0):
+        top, data = linear_top(), random_data(shape=(9, 9))
+        data.learnt = start = weights_of(top).detach()
+        gem(top, data, 1.0, Settings(gem_prior=prior))
+        moved[prior] = (weights_of(top) - start).norm().item()
+    assert moved[100.0] < 0.05 * moved[0.0]
 
 
 # ---- which sections -------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ Departures, each a setting (what each gained stands in docs/benchmarks.md):
   labelled sections; their scale rho is fitted on left-out labelled sections. ``fusion='printed'`` is the paper's Eq. 4.
 - The default network is a small U-Net on sections reduced to `network_pixels`, which also sees where a pixel lies.
   Local training and the M-step move its last layer only, on features computed once.
+- GEM's prior is centred on the weights that local training arrived at, so that the network keeps what it learnt from
+  the other labelled sections; centred on zero, as in the paper, it gives in to fusion and the product is better.
 - The network's probabilities are divided by the frequency of each structure, so that only fusion carries the prior, and
   lambda is fitted on left-out sections and falls with the distance to labels: the paper's 2 suits a network as good as
   the fusion.
@@ -114,7 +116,9 @@ class Settings:
     divide_by_frequency: bool = True
     """Divide p_d by how frequent each structure is, as fusion carries the prior already (paper: no)."""
     prior: float = 1e-4
-    """L2 prior on the weights in local training and M-step."""
+    """L2 prior on the weights in local training, nats a pixel."""
+    gem_prior: float = 0.1
+    """L2 prior on how far GEM moves the weights from local training's, nats a pixel (paper: none but `prior`)."""
     iterations: int = 10
     """Most EM iterations."""
     m_steps: int = 15
@@ -222,6 +226,8 @@ class SectionData:
     log_frequency : Tensor
         log of how frequent each structure is on the labelled sections, shape (L, 1, 1), by which p_d of the section is
         divided, for p_f carries that already; 0: not divided.
+    learnt : Tensor
+        Weights that local training arrived at, all in one row, on which the prior of GEM is centred; 0: the paper's.
     """
 
     inputs: Tensor
@@ -229,6 +235,7 @@ class SectionData:
     atlas_targets: Tensor
     log_pf: Tensor = field(default_factory=lambda: torch.zeros(0))
     log_frequency: Tensor = field(default_factory=lambda: torch.zeros(()))
+    learnt: Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 def e_step(log_pd: Tensor, log_pf: Tensor, weight: float) -> Tensor:
@@ -256,9 +263,14 @@ def e_step(log_pd: Tensor, log_pf: Tensor, weight: float) -> Tensor:
     return torch.log_softmax(weight * log_pd + log_pf, dim=0)
 
 
-def log_prior(top: nn.Module, prior: float) -> Tensor:
-    """log p(theta) up to a constant: minus `prior` times the sum of the squared weights of `top`."""
-    return -prior * sum((p.square().sum() for p in top.parameters()), torch.zeros(()).to(next(top.parameters())))
+def weights_of(top: nn.Module) -> Tensor:
+    """All weights in one row."""
+    return nn.utils.parameters_to_vector(top.parameters())
+
+
+def log_prior(top: nn.Module, data: SectionData, prior: float) -> Tensor:
+    """log p(theta) up to a constant, nats: for each pixel of the section, minus `prior` |theta - learnt theta|^2."""
+    return -prior * data.log_pf[0].numel() * (weights_of(top) - data.learnt).square().sum()
 
 
 def atlas_log_likelihood(top: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -301,7 +313,7 @@ def objective(top: nn.Module, data: SectionData, weight: float, prior: float) ->
     with torch.no_grad():
         atlases = atlas_log_likelihood(top, data.atlas_inputs, data.atlas_targets)
         section = torch.logsumexp(weight * section_log_pd(top, data) + data.log_pf, dim=0).sum()
-        return float(log_prior(top, prior) + weight * atlases + section)
+        return float(log_prior(top, data, prior) + weight * atlases + section)
 
 
 def bound(top: nn.Module, data: SectionData, w: Tensor, weight: float, prior: float) -> Tensor:
@@ -312,7 +324,7 @@ def bound(top: nn.Module, data: SectionData, w: Tensor, weight: float, prior: fl
     """
     atlases = atlas_log_likelihood(top, data.atlas_inputs, data.atlas_targets)
     section = (w * section_log_pd(top, data)).sum()
-    return atlases + section + log_prior(top, prior) / weight
+    return atlases + section + log_prior(top, data, prior) / weight
 
 
 def m_step(top: nn.Module, data: SectionData, w: Tensor, weight: float, settings: Settings, rate: float) -> None:
@@ -320,7 +332,7 @@ def m_step(top: nn.Module, data: SectionData, w: Tensor, weight: float, settings
     optimiser = torch.optim.Adam(top.parameters(), lr=rate)
     for _ in range(settings.m_steps):
         optimiser.zero_grad()
-        (-bound(top, data, w, weight, settings.prior)).backward()
+        (-bound(top, data, w, weight, settings.gem_prior)).backward()
         optimiser.step()
 
 
@@ -344,7 +356,8 @@ def train_locally(top: nn.Module, inputs: Tensor, targets: Tensor, settings: Set
     optimiser = torch.optim.Adam(top.parameters(), lr=first_rate(top))
     for _ in range(settings.local_steps):
         optimiser.zero_grad()
-        (-(atlas_log_likelihood(top, inputs, targets) / targets.numel() + log_prior(top, settings.prior))).backward()
+        likelihood = atlas_log_likelihood(top, inputs, targets) / targets.numel()
+        (settings.prior * weights_of(top).square().sum() - likelihood).backward()
         optimiser.step()
 
 
@@ -362,20 +375,20 @@ def gem(top: nn.Module, data: SectionData, weight: float, settings: Settings) ->
     weight : float
         lambda.
     settings : Settings
-        `iterations`, `m_steps` and `prior` are read.
+        `iterations`, `m_steps` and `gem_prior` are read.
 
     Returns
     -------
     list of float
         `objective` before GEM and after each iteration that was kept.
     """
-    history = [objective(top, data, weight, settings.prior)]
+    history = [objective(top, data, weight, settings.gem_prior)]
     rate = first_rate(top)
     log_w = e_step(section_log_pd(top, data).detach(), data.log_pf, weight)
     for _ in range(settings.iterations):
         before = copy.deepcopy(top.state_dict())
         m_step(top, data, log_w.exp(), weight, settings, rate)
-        reached = objective(top, data, weight, settings.prior)
+        reached = objective(top, data, weight, settings.gem_prior)
         if reached < history[-1]:
             top.load_state_dict(before)
             rate /= 4
@@ -468,6 +481,7 @@ class Model:
             labels.append(torch.where(weights > 0, changed, -1))
         top = classifier.top(structures, generator)
         train_locally(top, torch.cat(inputs), torch.cat(labels), settings)
+        data.learnt = weights_of(top).detach()
         return top, data
 
     def complete_section(self, z: int, keep_probabilities: bool) -> SectionResult:
