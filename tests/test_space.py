@@ -12,9 +12,9 @@ def test_positions_of_evenly_spaced_sections():
     assert Space((3, 4, 5), (0.5, 1, 1)).section_positions.tolist() == [0, 0.5, 1]
 
 
-def test_given_positions_set_the_nominal_spacing_to_their_median_step():
+def test_given_positions_leave_the_nominal_spacing():
     space = Space((4, 4, 5), (9, 2, 3)).with_positions([1, 1.5, 2, 4])
-    assert space.spacing == (0.5, 2, 3)
+    assert space.spacing == (9, 2, 3)
     assert space.section_positions.tolist() == [1, 1.5, 2, 4]
     assert Space((1, 4, 5), (9, 2, 3)).with_positions([1]).spacing == (9, 2, 3)
 

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
+SAMPLED = 2**25  # pixels from which percentiles and thresholds are taken
+
 
 def background_level(pixels: NDArray[Any]) -> NDArray[np.float32]:
     """Median of all sections' border pixels, one value a channel; shape (C,) from (Z, Y, X, C)."""
@@ -56,11 +58,17 @@ def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.float32]:
     ndarray of float32
         Same shape, not rounded, clipped to [0, 255]; 0 throughout for a constant stack.
     """
-    mask = tissue_mask(pixels)
-    inside = pixels[mask] if mask.any() else pixels.reshape(-1)
+    # every few pixels tell the percentiles as well, and no copy of a whole large stack is made
+    step = max(1, round((pixels.size / SAMPLED) ** (1 / 3)))
+    some = pixels[::step, ::step, ::step] if min(pixels.shape[:3]) > step else pixels
+    mask = tissue_mask(some)
+    inside = some[mask] if mask.any() else some.reshape(-1)
     low, high = np.percentile(inside, (0.5, 99.5))
     # background darker or brighter than the darkest and brightest tissue must stay distinct from it
     level = background_level(pixels if pixels.ndim == 4 else pixels[..., None]).mean()
     low, high = min(low, level), max(high, level)
     scale = 255.0 / (high - low) if high > low else 0.0
-    return np.clip((pixels.astype(np.float32) - np.float32(low)) * np.float32(scale), 0, 255)
+    levels = pixels.astype(np.float32)
+    levels -= np.float32(low)
+    levels *= np.float32(scale)
+    return np.clip(levels, 0, 255, out=levels)

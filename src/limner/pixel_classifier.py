@@ -135,7 +135,8 @@ class PixelClassifier:
             return top.eval()
         head = top if isinstance(top, nn.Conv2d) else top.head
         assert isinstance(head, nn.Conv2d)
-        new = nn.Conv2d(head.in_channels, len(structures), 1).to(head.weight.device)
+        new: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, head.in_channels, len(structures), 1)
+        new.to(head.weight.device)
         with torch.no_grad():
             if known is None:
                 new.weight.copy_(torch.randn(new.weight.shape, generator=generator) * 0.1)
@@ -215,14 +216,15 @@ def make_classifier(
     small = labels[:, at[0]][:, :, at[1]]
     seen = {0, *np.unique(labels[list(labelled)]).tolist()}
     classes = sorted({0, *tissues.values()} if tissues else seen)
-    torch.manual_seed(options.seed)
     network: nn.Module
-    if options.network == "unet":
-        network = UNet(len(classes), images.shape[1] + 3, widths=(16, 32, 64, 128))
-    else:
-        network = FCN8s(len(classes))
-        if options.vgg16_weights:
-            load_vgg16_weights(network, Path(options.vgg16_weights))
+    with torch.random.fork_rng():  # the caller's random numbers go on as if nothing had been drawn
+        torch.manual_seed(options.seed)
+        if options.network == "unet":
+            network = UNet(len(classes), images.shape[1] + 3, widths=(16, 32, 64, 128))
+        else:
+            network = FCN8s(len(classes))
+            if options.vgg16_weights:
+                load_vgg16_weights(network, Path(options.vgg16_weights))
     return PixelClassifier(
         network.to(device),
         reduced.to(device),
@@ -268,16 +270,18 @@ def train_globally(
     if isinstance(classifier.network, FCN8s):
         first, last = classifier.network.parameter_groups(schedule.rate)
         groups = [{"params": first["params"], "scale": 1.0}, {"params": last["params"], "scale": 20.0}]
-    torch.manual_seed(options.seed + round(1000 * part[0]))  # dropout draws from torch's own generator
     index = torch.tensor(list(labelled))
-    train(
-        classifier.network,
-        classifier.images[index],
-        targets.to(classifier.images.device),
-        schedule,
-        lambda images, chosen: classifier.input(images, index[chosen]),
-        torch.Generator().manual_seed(options.seed + round(1000 * part[0])),
-        augmentation=Augmentation().moved_by(options.placement),
-        groups=groups,
-        progress=progress,
-    )
+    seed = options.seed + round(1000 * part[0])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # dropout draws from torch's own generator
+        train(
+            classifier.network,
+            classifier.images[index],
+            targets.to(classifier.images.device),
+            schedule,
+            lambda images, chosen: classifier.input(images, index[chosen]),
+            torch.Generator().manual_seed(seed),
+            augmentation=Augmentation().moved_by(options.placement),
+            groups=groups,
+            progress=progress,
+        )

@@ -98,10 +98,10 @@ def _digest_array(array: NDArray[Any]) -> bytes:
     if array.dtype.hasobject:
         raise ValueError("content_key(): an array of Python objects cannot be hashed; give it a numeric dtype")
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return _sha(b"array", plain.dtype.str.encode(), str(array.shape).encode(), plain.tobytes())
+    return _sha(b"array", plain.dtype.str.encode(), str(array.shape).encode(), plain.reshape(-1).view(np.uint8).data)
 
 
-def _sha(*fields: bytes) -> bytes:
+def _sha(*fields: bytes | memoryview) -> bytes:
     """SHA-256 over length-prefixed fields, so that no two different lists of fields read the same."""
     sha = hashlib.sha256()
     for part in fields:

@@ -74,10 +74,8 @@ class Space:
         return np.arange(self.shape[0], dtype=np.float64) * self.spacing[0]
 
     def with_positions(self, positions: Sequence[float]) -> Space:
-        """The same grid with its sections at `positions` (mm); the nominal z spacing becomes their median step."""
-        step = float(np.median(np.diff(positions))) if len(positions) > 1 else self.spacing[0]
-        spacing = (step if step > 0 else self.spacing[0], self.spacing[1], self.spacing[2])
-        return replace(self, spacing=spacing, positions=tuple(float(p) for p in positions))
+        """The same grid with its sections at `positions` (mm); the nominal z spacing stays as it is."""
+        return replace(self, positions=tuple(float(p) for p in positions))
 
     def to_physical(self, index: Sequence[float]) -> NDArray[np.float64]:
         """Physical position in mm (z, y, x) of a voxel index (z, y, x); uses spacing, not `positions`."""

@@ -34,6 +34,8 @@ class Source:
     file_spacing : tuple of float, optional
         Spacing (z, y, x in memory) in mm that the file itself states; None where it states none or the user gave
         another.
+    in_microns : bool
+        The file states its geometry in micrometres (NRRD); results do too.
     """
 
     kind: Literal["volume", "tiff", "folder"]
@@ -43,6 +45,7 @@ class Source:
     names: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
     file_spacing: tuple[float, float, float] | None = None
+    in_microns: bool = False
 
 
 @dataclass(frozen=True)

@@ -49,4 +49,4 @@ def test_positions_of_a_volume(tif, tmp_path):
     (tmp_path / "z.csv").write_text("section,z\n0,1\n1,1.1\n2,1.4\n")
     space = read(tif, spacing=(9, 2, 3), positions=tmp_path / "z.csv").space
     assert space.positions == (1, 1.1, 1.4)
-    assert space.spacing == pytest.approx((0.2, 2, 3))
+    assert space.spacing == (9, 2, 3)

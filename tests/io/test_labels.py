@@ -99,6 +99,26 @@ def test_shape_and_spacing_must_be_the_stacks(tmp_path, stack):
     assert read_labels(near, stack).labelled == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("direction", "origin", "message"),
+    [
+        ((-1, 0, 0, 0, 1, 0, 0, 0, 1), (0, 0, 0), r"b.nrrd has axes that run along .*-1.0.*; resample it"),
+        ((1, 0, 0, 0, 1, 0, 0, 0, 1), (0, 0, 0.5), r"b.nrrd has its origin at \(0.5, 0.0, 0.0\) mm, the stack at"),
+    ],
+)
+def test_labels_must_lie_where_the_stack_lies(tmp_path, direction, origin, message):
+    """Mirrored or shifted labels of the same shape would be taken voxel by voxel."""
+    write_volume(tmp_path / "a.nrrd", np.zeros((4, 5, 6), np.uint8))
+    labels = sitk.GetImageFromArray(label_some())
+    labels.SetSpacing(SPACING[::-1])
+    labels.SetDirection(direction)
+    labels.SetOrigin(origin)
+    sitk.WriteImage(labels, tmp_path / "b.nrrd")
+    with pytest.raises(ValueError, match=message):
+        read_labels(tmp_path / "b.nrrd", read(tmp_path / "a.nrrd"))
+    assert read_labels(tmp_path / "b.nrrd", read(tmp_path / "a.nrrd", spacing=SPACING)).labelled == (1, 3)
+
+
 def test_a_given_spacing_holds_for_labels_too(tmp_path):
     stack = read(write_volume(tmp_path / "image.nrrd", label_some(), (1, 1, 1)), spacing=SPACING)
     result = read_labels(write_volume(tmp_path / "labels.nrrd", label_some(), (2, 1, 1)), stack)

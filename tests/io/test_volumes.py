@@ -85,7 +85,27 @@ def test_nrrd_without_spacings_needs_them(tmp_path):
 def test_nrrd_in_microns_is_read_in_mm(tmp_path):
     header = {"space dimension": 3, "space directions": np.diag([10, 10, 25]), "space units": ["um", "um", "um"]}
     nrrd.write(str(tmp_path / "a.nrrd"), np.zeros((2, 3, 4), np.uint8), header)
-    assert read(tmp_path / "a.nrrd").space.spacing == pytest.approx((0.025, 0.01, 0.01))
+    stack = read(tmp_path / "a.nrrd")
+    assert stack.space.spacing == pytest.approx((0.025, 0.01, 0.01))
+
+
+def test_nrrd_in_microns_is_written_in_microns(tmp_path):
+    header = {
+        "space dimension": 3,
+        "space directions": np.diag([10, 10, 25]),
+        "space units": ["um", "um", "um"],
+        "space origin": [100, 200, 300],
+    }
+    nrrd.write(str(tmp_path / "a.nrrd"), np.zeros((2, 3, 4), np.uint8), header)
+    labels = np.arange(24).reshape(4, 3, 2)
+    written = write_result(tmp_path / "out", "labels", labels, read(tmp_path / "a.nrrd"))
+    pixels, found = nrrd.read(str(written))
+    np.testing.assert_array_equal(pixels, labels.T)
+    np.testing.assert_allclose(found["space directions"], np.diag([10, 10, 25]))
+    np.testing.assert_allclose(found["space origin"], [100, 200, 300])
+    assert found["space units"] == ["um", "um", "um"]
+    back = read_label_volume(written, like=read(tmp_path / "a.nrrd"))
+    np.testing.assert_array_equal(back.labels, labels)
 
 
 @pytest.mark.parametrize(("given", "written"), [(".mhd", ".mha"), (".nhdr", ".nrrd")])

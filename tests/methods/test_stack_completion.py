@@ -561,3 +561,27 @@ def test_fcn_learns_and_completes_a_stack_of_three(phantom, monkeypatch):
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert np.isfinite(found.uncertainty).all()
     assert accuracy(found.labels.labels, three[1], (0, 2)) > 0.9
+
+
+@pytest.mark.parametrize("label", [-3, 2**40])
+def test_labels_that_would_not_survive_are_refused(phantom, label):
+    labels = np.where(phantom[1] == 7, label, phantom[1].astype(np.int64))
+    with pytest.raises(ValueError, match=r"complete\(\): labels range from .*; renumber them"):
+        completed((phantom[0], labels), QUICK)
+
+
+def test_an_empty_labelled_section_does_not_calibrate(phantom):
+    """Section 4 would be held out, but there is nothing on it to be right or wrong about."""
+    labels = phantom[1].copy()
+    labels[4] = 0
+    found = completed((phantom[0], labels), replace(QUICK, method="fusion"), (0, 4, 8))
+    assert "temperature" not in found.calibration
+    assert any("not calibrated" in note for note in found.notes)
+
+
+def test_random_numbers_of_the_caller_go_on_as_if_nothing_had_been_drawn(phantom):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    completed(phantom, QUICK)
+    torch.testing.assert_close(torch.rand(3), expected)

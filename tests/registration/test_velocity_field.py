@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from limner.registration.velocity_field import Options, Registration, exponential, register, smooth
+from limner.registration.velocity_field import Options, Registration, _as_batch, exponential, register, smooth
 from limner.registration.warp import compose
 
 SHAPE = (96, 112)
@@ -208,6 +208,21 @@ def test_labels_keep_their_values_and_are_zero_outside(dtype):
     np.testing.assert_array_equal(shifted(2, -3).coverage()[0], np.pad(np.ones((4, 5), bool), ((0, 2), (3, 0))))
 
 
+def test_a_single_pair_may_come_without_its_axis():
+    image = np.arange(48).reshape(6, 8)
+    registration = shifted(0, 2)
+    np.testing.assert_array_equal(registration.warp(image), registration.warp(image[None])[0])
+    labels = registration.warp_labels(image)
+    np.testing.assert_array_equal(labels, registration.warp_labels(image[None])[0])
+    assert labels.shape == (6, 8)
+
+
+def test_tensors_stay_where_they_are():
+    """Numpy cannot see a tensor on a GPU; the meta device stands for one."""
+    for shape in ((2, 32, 32), (2, 32, 32, 3)):
+        assert _as_batch(torch.zeros(shape, device="meta"), "fixed").device.type == "meta"
+
+
 def test_warped_images_continue_at_the_border():
     image = np.arange(48.0).reshape(1, 6, 8)
     found = shifted(0, 2.5).warp(image)
@@ -224,6 +239,7 @@ def test_errors():
         (image, image, (-0.1, 0.1), r"both must be above 0"),
         (image[..., None], image[..., None], SPACING, r"fixed has shape \(2, 32, 32, 1\)"),
         (image[0, 0], image[0, 0], SPACING, r"fixed has shape \(32,\)"),
+        (image[..., :3], image[..., :3], SPACING, r"fixed has shape \(2, 32, 3\); .* for RGB, \(pairs, y, x, 3\)"),
     ]:
         with pytest.raises(ValueError, match=r"^register\(\): .*" + message):
             register(fixed, moving, spacing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,7 @@ def _from_volume(path: Path, like: Volume | LabelMap, section_axis: str | None) 
             "the stack's own grid"
         )
     _check_spacing(path, content, like)
+    _check_place(path, content, like)
     return LabelMap(labels, like.space, source=replace(content.source, file_spacing=content.spacing))
 
 
@@ -174,7 +175,27 @@ def _check_spacing(path: Path, content: Content, like: Volume | LabelMap) -> Non
     )
 
 
-def _rounded(spacing: Triple) -> tuple[float, ...]:
+def _check_place(path: Path, content: Content, like: Volume | LabelMap) -> None:
+    """Volumes state where they lie: mirrored or shifted labels would be taken voxel by voxel and end up elsewhere."""
+    if content.source.kind != "volume" or like.source is None or like.source.kind != "volume":
+        return
+    if like.source.file_spacing is None:  # the user says that headers are wrong
+        return
+    if not np.allclose(content.direction, like.space.direction, atol=1e-3):
+        raise ValueError(
+            f"read_labels(): {path} has axes that run along {_rounded(np.ravel(content.direction))}, the stack's along "
+            f"{_rounded(np.ravel(like.space.direction))} (direction, z, y, x); resample it to the stack's grid, or "
+            "give spacing= (--spacing) to the stack if a header is wrong"
+        )
+    if (np.abs(np.subtract(content.origin, like.space.origin)) > 0.5 * min(like.space.spacing)).any():
+        raise ValueError(
+            f"read_labels(): {path} has its origin at {_rounded(content.origin)} mm, the stack at "
+            f"{_rounded(like.space.origin)} mm (z, y, x); resample it to the stack's grid, or give spacing= "
+            "(--spacing) to the stack if a header is wrong"
+        )
+
+
+def _rounded(spacing: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(f"{s:.6g}") for s in spacing)
 
 

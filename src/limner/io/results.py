@@ -73,7 +73,7 @@ def write_result(folder: str | Path, stem: str, pixels: NDArray[Any], like: Volu
     if source.kind == "tiff":
         _write_complete(target, lambda path: save_tiff(path, pixels, space.spacing))
     else:
-        _write_complete(target, lambda path: save_volume(path, pixels, space.spacing, space.origin, space.direction))
+        _write_complete(target, lambda path: save_volume(path, pixels, space, source.in_microns))
     return target
 
 
@@ -97,17 +97,13 @@ def _target(folder: Path, name: str, source: Source) -> Path:
 def _in_file_order(pixels: NDArray[Any], space: Space, source: Source) -> tuple[NDArray[Any], Space]:
     """Move the section axis back to where the file has it; the inverse of `Content.with_sections_first`."""
     axis = source.section_axis
-    spacing = space.spacing
-    if space.positions is not None and source.file_spacing is not None:
-        # The median step of the positions is not what the stack's own file states.
-        spacing = (source.file_spacing[0], *spacing[1:])
     order = [1, 2]
     order.insert(axis, 0)
     a, b, c = order
     moved = np.moveaxis(pixels, 0, axis)
     return moved, Space(
         shape=(moved.shape[0], moved.shape[1], moved.shape[2]),
-        spacing=(spacing[a], spacing[b], spacing[c]),
+        spacing=(space.spacing[a], space.spacing[b], space.spacing[c]),
         origin=space.origin,
         direction=tuple((row[a], row[b], row[c]) for row in space.direction),
     )

@@ -24,6 +24,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from limner.io.content import Content, Triple, complete_spacing, real_pixels, unreadable, without_alpha
+from limner.space import Space
 from limner.volume import Source
 
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -61,25 +62,28 @@ def load_volume(path: Path, extension: str) -> Content:
         voxels = (start + np.flatnonzero(np.unpackbits(marks))) % math.prod(pixels.shape[:3])
         pixels[np.unravel_index(voxels, pixels.shape[:3])] = np.nan
     spacing, origin, direction = _geometry(image)
+    in_microns = False
     if extension in (".nrrd", ".nhdr"):
-        spacing, origin = _nrrd_units(path, spacing, origin)
-    return Content(pixels, spacing, Source("volume", path, extension), origin, direction)
+        has_spacing, in_microns = _nrrd_header(path)
+        spacing = spacing if has_spacing else None
+    if in_microns:
+        spacing = None if spacing is None else _triple(np.divide(spacing, 1000))
+        origin = _triple(np.divide(origin, 1000))
+    return Content(pixels, spacing, Source("volume", path, extension, in_microns=in_microns), origin, direction)
 
 
-def save_volume(
-    path: Path,
-    pixels: NDArray[Any],
-    spacing: Triple,
-    origin: Triple,
-    direction: tuple[Triple, ...],
-) -> None:
-    """Write pixels (Z, Y, X) with their geometry (mm, LPS, order z, y, x), compressed where the format allows it."""
+def save_volume(path: Path, pixels: NDArray[Any], space: Space, in_microns: bool = False) -> None:
+    """Write pixels (Z, Y, X) with their geometry, compressed where the format allows it; NRRD in microns if asked."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(pixels))
-    image.SetSpacing(spacing[::-1])
-    image.SetOrigin(origin[::-1])
-    image.SetDirection(np.asarray(direction)[::-1, ::-1].ravel().tolist())
+    unit = 1e3 if in_microns else 1.0
+    image.SetSpacing([unit * s for s in space.spacing[::-1]])
+    image.SetOrigin([unit * o for o in space.origin[::-1]])
+    image.SetDirection(np.asarray(space.direction)[::-1, ::-1].ravel().tolist())
     with _silent_stderr():
         sitk.WriteImage(image, str(path), useCompression=True)
+    if in_microns:  # SimpleITK cannot write the unit
+        header, pixel_bytes = path.read_bytes().split(b"\n\n", 1)
+        path.write_bytes(header + b'\nspace units: "um" "um" "um"\n\n' + pixel_bytes)
 
 
 def _read(path: Path) -> sitk.Image:
@@ -142,17 +146,15 @@ def _triple(values: NDArray[np.float64]) -> Triple:
     return a, b, c
 
 
-def _nrrd_units(path: Path, spacing: Triple | None, origin: Triple) -> tuple[Triple | None, Triple]:
-    """SimpleITK fills missing NRRD spacings with 1 and passes over the unit; the header tells."""
+def _nrrd_header(path: Path) -> tuple[bool, bool]:
+    """Whether it states spacings, and in microns; SimpleITK fills missing ones with 1 and passes over the unit."""
     with path.open("rb") as file:
         header = file.read(65536).split(b"\n\n")[0].decode("latin-1")
-    if spacing is None or not re.search(r"^(spacings|space directions)\s*:", header, re.MULTILINE):
-        return None, origin
+    if not re.search(r"^(spacings|space directions)\s*:", header, re.MULTILINE):
+        return False, False
     units = re.search(r"^(?:space units|units)\s*:(.*)$", header, re.MULTILINE)
     names = set(re.findall(r'"([^"]+)"', units[1])) if units else set()
-    if not names & MICRON_NAMES:
-        return spacing, origin
-    return _triple(np.divide(spacing, 1000)), _triple(np.divide(origin, 1000))
+    return True, bool(names & MICRON_NAMES)
 
 
 def _check_nifti(path: Path) -> list[tuple[int, NDArray[np.uint8]]]:

@@ -595,7 +595,7 @@ def fit(
     model, calibration = Model(settings, fusion), dict[str, float]()
     if settings.fusion == "blended" and not settings.rho and settings.method != "network":
         calibration["rho_scale"] = fusion.fit_rho()
-    held_out = held_out_sections(fusion.labelled)
+    held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any()]
     options = ClassifierOptions(**{n: getattr(settings, n) for n in ClassifierOptions.__dataclass_fields__})
     labels = fusion.labels[list(fusion.labelled)]
     data = (fusion.images, labels, fusion.labelled, fusion.positions)
@@ -603,7 +603,7 @@ def fit(
     everything = content_key(key, fusion.spacing, asdict(settings), calibration)
     if settings.method == "fusion":
         calibration |= fit_scales(model, held_out, store, everything)
-        # a section then depends on its own atlases alone, so that a correction redoes only its neighbours
+        # a section then depends on its own atlases and, through the scales, a little on the left-out sections
         return model, calibration, content_key(fusion.spacing, asdict(settings), calibration)
     model.classifier = make_classifier(
         fusion.images, fusion.labels, fusion.labelled, fusion.positions, options, tissues, fusion.device
@@ -763,6 +763,9 @@ def check(images: Volume, annotations: SectionLabels) -> None:
             f"complete(): labels have spacing {labels.space.spacing} mm, images {images.space.spacing} mm (z, y, x); "
             "resample one"
         )
+    lowest, highest = labels.labels.min(), labels.labels.max()
+    if lowest < 0 or highest > np.iinfo(np.int32).max:
+        raise ValueError(f"complete(): labels range from {lowest} to {highest}; renumber them from 0 to 2147483647")
     if not labels.labels[list(annotations.labelled)].any():
         raise ValueError("complete(): the labelled sections hold background only; label a structure on one of them")
     if not np.isfinite(images.pixels).all():

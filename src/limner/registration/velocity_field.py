@@ -100,14 +100,18 @@ class Registration:
     matched: tuple[bool, ...]
 
     def warp(self, image: NDArray[Any] | Tensor) -> NDArray[np.float32]:
-        """Carry moving images, shape (B, Y, X) or (B, Y, X, C), onto the fixed ones (linear; border continues)."""
+        """Carry moving images onto the fixed ones (linear; border continues).
+
+        Shape (B, Y, X) or (B, Y, X, C), or (Y, X) where there is one pair; the same comes back.
+        """
         return self._apply(np.asarray(image, dtype=np.float32), "bilinear")
 
     def warp_labels(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Carry labels, shape (B, Y, X), onto the fixed images (nearest pixel); 0 where nothing matches."""
+        """Carry labels, shape (B, Y, X) or (Y, X), onto the fixed images (nearest pixel); 0 where nothing matches."""
         values, places = np.unique(labels, return_inverse=True)  # float32 would round labels above 2**24
         warped = self._apply(places.reshape(labels.shape).astype(np.float32), "nearest")
-        return np.where(self.coverage(), values[warped.astype(int)], 0).astype(labels.dtype)
+        covered = self.coverage().reshape(labels.shape)
+        return np.where(covered, values[warped.astype(int)], 0).astype(labels.dtype)
 
     def coverage(self) -> NDArray[np.bool_]:
         """Which pixels of the fixed images have their match inside the moving image, shape (B, Y, X)."""
@@ -123,7 +127,8 @@ class Registration:
 
     def _apply(self, image: NDArray[np.float32], mode: Literal["bilinear", "nearest"]) -> NDArray[np.float32]:
         expected = (len(self.displacement), *self.displacement.shape[2:])
-        if image.shape[:3] != expected:
+        single = image.ndim == 2 and (1, *image.shape) == expected
+        if image.shape[:3] != expected and not single:
             raise ValueError(
                 f"Registration.warp(): images have shape {image.shape}, the registration {expected} (pairs, y, x)"
             )
@@ -227,13 +232,14 @@ def _velocity(fixed: Tensor, moving: Tensor, weights: Tensor, spacing: Spacing2D
 
 
 def _as_batch(image: NDArray[Any] | Tensor, name: str) -> Tensor:
-    tensor = torch.as_tensor(np.asarray(image), dtype=torch.float32)
-    if tensor.ndim == 3:
+    # unlike torch, numpy also takes lists and unsigned 16-bit integers
+    tensor = (image if isinstance(image, Tensor) else torch.from_numpy(np.asarray(image, dtype=np.float32))).float()
+    if tensor.ndim == 3 and tensor.shape[2] != 3:
         return tensor[:, None]
     if tensor.ndim == 4 and tensor.shape[3] == 3:
         return tensor.permute(0, 3, 1, 2)
     raise ValueError(
-        f"register(): {name} has shape {tuple(tensor.shape)}; give (y, x), (pairs, y, x) or (pairs, y, x, 3)"
+        f"register(): {name} has shape {tuple(tensor.shape)}; give (y, x), (pairs, y, x) or, for RGB, (pairs, y, x, 3)"
     )
 
 
