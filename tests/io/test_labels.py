@@ -6,7 +6,7 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from limner.io import read, read_label_volume, read_labels
+from limner.io import read, read_label_image, read_label_volume, read_labels
 from limner.space import Space
 from limner.volume import Label, Volume
 
@@ -244,3 +244,46 @@ def test_label_volume_like_another(tmp_path, make_folder):
     with pytest.raises(ValueError, match=r"no label file for section 1 \(s2.png\)"):
         read_label_volume(part, whole)
     assert read_labels(part, whole).labelled == (0,)
+
+
+def test_label_image_of_every_width(tmp_path):
+    labels = np.zeros((5, 6), np.uint32)
+    labels[1:3, 2:4], labels[4, 5] = 7, 200
+    for dtype, name in ((np.uint8, "a.png"), (np.uint16, "b.png"), (np.int16, "c.tif"), (np.uint32, "d.tiff")):
+        value = min(np.iinfo(dtype).max, 2**31 - 1)
+        wide = np.where(labels == 200, value, labels).astype(dtype)
+        if name.endswith("png"):
+            iio.imwrite(tmp_path / name, wide)
+        else:
+            tifffile.imwrite(tmp_path / name, wide, photometric="minisblack")
+        np.testing.assert_array_equal(read_label_image(tmp_path / name), wide)
+    pages = np.stack([labels, labels[::-1]])
+    tifffile.imwrite(tmp_path / "pages.tif", pages, photometric="minisblack")
+    np.testing.assert_array_equal(read_label_image(tmp_path / "pages.tif"), pages)
+    write_volume(tmp_path / "volume.nii.gz", pages.astype(np.uint8))
+    np.testing.assert_array_equal(read_label_image(tmp_path / "volume.nii.gz"), pages)
+
+
+def test_label_image_of_a_palette_gives_indices(tmp_path):
+    indices = np.array([[0, 1], [2, 1]], np.uint8)
+    image = Image.fromarray(indices, mode="P")
+    image.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0])
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_label_image(tmp_path / "a.png"), indices)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.png", "does not exist"),
+        ("a.jpg", "is a JPEG, whose compression changes labels"),
+        ("large.tif", "holds the label 4294967295; renumber"),
+        ("a.txt", "is of no known format"),
+    ],
+)
+def test_label_image_that_is_none(tmp_path, name, message):
+    (tmp_path / "a.txt").write_text("1")
+    iio.imwrite(tmp_path / "a.jpg", np.zeros((5, 6), np.uint8))
+    tifffile.imwrite(tmp_path / "large.tif", np.full((2, 3), 2**32 - 1, np.uint32), photometric="minisblack")
+    with pytest.raises(ValueError, match=message):
+        read_label_image(tmp_path / name)

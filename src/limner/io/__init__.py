@@ -6,7 +6,7 @@ in the same form. In memory sections lie along the first axis, lengths are mm, o
 
 from limner.io.images import read
 from limner.io.label_tables import TableFormat, default_colour, default_table, read_table, write_table
-from limner.io.labels import read_label_volume, read_labels
+from limner.io.labels import read_label_image, read_label_volume, read_labels
 from limner.io.positions import read_positions
 from limner.io.results import write_result
 
@@ -15,6 +15,7 @@ __all__ = [
     "default_colour",
     "default_table",
     "read",
+    "read_label_image",
     "read_label_volume",
     "read_labels",
     "read_positions",

@@ -1,4 +1,6 @@
-"""Read labels: those of some sections of a stack (`read_labels`), or of every section (`read_label_volume`)."""
+"""Read labels: those of some sections of a stack (`read_labels`), of every section (`read_label_volume`), or of one
+image (`read_label_image`).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ from numpy.typing import NDArray
 
 from limner.annotations import SectionLabels
 from limner.io.content import Content, Triple
-from limner.io.images import axis_number, load, space_of
+from limner.io.images import TIFF_ENDINGS, axis_number, load, space_of
 from limner.io.label_tables import default_table, read_table
-from limner.io.sections import centre, list_sections, load_section
+from limner.io.sections import SECTION_ENDINGS, centre, list_sections, load_section
 from limner.volume import LabelMap, LabelTable, Source, Volume
 
 LABEL_TYPES = (np.uint8, np.uint16, np.int32)
@@ -139,6 +141,42 @@ def read_label_volume(
     return replace(label_map, table=_table(table, label_map.labels))
 
 
+def read_label_image(path: str | Path) -> NDArray[np.integer[Any]]:
+    """Read the labels of one image, objects' ids say; neither spacing nor names are looked for.
+
+    Parameters
+    ----------
+    path : str or Path
+        A PNG (8 or 16 bit, grey or palette) or TIFF (8, 16 or 32 bit); also a volume, as of `read`.
+
+    Returns
+    -------
+    ndarray of int
+        Shape (Y, X), or (Z, Y, X) where the file holds several pages or a volume, in the smallest of uint8, uint16 and
+        int32 that holds the labels. Palette images give their indices.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, damaged, a JPEG or of another format, or its labels are no integers >= 0.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import tifffile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tifffile.imwrite(f"{folder}/cells.tif", np.full((4, 5), 70000, np.uint32), photometric="minisblack")
+    ...     labels = read_label_image(f"{folder}/cells.tif")
+    >>> labels.shape, labels.dtype
+    ((4, 5), dtype('int32'))
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() in SECTION_ENDINGS and path.suffix.lower() not in TIFF_ENDINGS:
+        return _load_flat(path)
+    labels = as_labels(load(path, labels=True).pixels, path)
+    return labels[0] if len(labels) == 1 else labels
+
+
 def _on_its_own(path: Path, spacing: Triple | None, section_axis: str) -> LabelMap:
     content = load(path, labels=True).with_sections_first(axis_number(section_axis, path))
     labels = as_labels(content.pixels, path)
@@ -227,15 +265,20 @@ def _match(files: list[Path], folder: Path, source: Source) -> dict[int, Path]:
 
 
 def _load_section(file: Path, source: Source, index: int) -> NDArray[np.integer[Any]]:
-    if file.suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError(f"read_labels(): {file} is a JPEG, whose compression changes labels; export PNG or TIFF")
-    section = as_labels(load_section(file, labels=True)[0][np.newaxis], file)[0]
+    section = _load_flat(file)
     if section.shape != source.sizes[index]:
         raise ValueError(
             f"read_labels(): {file} has size {section.shape}, its image {source.names[index]} {source.sizes[index]} "
             "(y, x); give labels of the image's size"
         )
     return section
+
+
+def _load_flat(file: Path) -> NDArray[np.integer[Any]]:
+    """Labels (Y, X) of a PNG or a TIFF of one page."""
+    if file.suffix.lower() in (".jpg", ".jpeg"):
+        raise ValueError(f"read_labels(): {file} is a JPEG, whose compression changes labels; export PNG or TIFF")
+    return as_labels(load_section(file, labels=True)[0][np.newaxis], file)[0]
 
 
 def _check_have_files(
