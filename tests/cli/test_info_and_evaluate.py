@@ -148,7 +148,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-h"], ["stack", "-h"], ["info", "-h"], ["evaluate", "-h"], ["evaluate", "labels", "-h"], ["demo", "-h"]],
+    [
+        ["-h"],
+        ["stack", "-h"],
+        ["info", "-h"],
+        ["evaluate", "-h"],
+        ["evaluate", "labels", "-h"],
+        ["evaluate", "objects", "-h"],
+        ["demo", "-h"],
+    ],
 )
 def test_help_needs_neither_torch_nor_numpy(arguments: list[str]) -> None:
     code = (

@@ -1,4 +1,4 @@
-"""The command line: ``limner stack complete``, ``limner evaluate labels``, ``limner info``, ``limner demo``.
+"""The command line: ``limner stack complete``, ``evaluate labels``, ``evaluate objects``, ``info``, ``demo``.
 
 Each command is a frozen dataclass in a room of its own, whose fields become its options and whose `run` does the work.
 What a command needs is imported when it is run, so that ``limner -h`` answers at once.
@@ -22,6 +22,7 @@ HELP = {
     "complete": "Label every section of a stack of which some sections are labelled.",
     "evaluate": "Compare results with the truth.",
     "labels": "Accuracy and Dice of a labelled stack against the truth.",
+    "objects": "AJI, panoptic quality and F1 of objects, cells or nuclei, against the true ones.",
     "info": "What a file or folder of images or labels holds.",
     "demo": "Complete the sample stack, and score the result against the labels withheld from it.",
 }
@@ -81,6 +82,7 @@ def _parse(arguments: list[str]) -> Command:
 
     from limner.cli.demo import Demo
     from limner.cli.evaluate import EvaluateLabels
+    from limner.cli.evaluate_objects import EvaluateObjects
     from limner.cli.info import Info
 
     # the command that is asked for explains itself by its class's docstring, in full
@@ -88,6 +90,7 @@ def _parse(arguments: list[str]) -> Command:
     stack, evaluate, top = SubcommandApp(), SubcommandApp(), SubcommandApp()
     stack.command(name="complete", help=help_of["complete"])(_stack_complete(arguments))
     evaluate.command(name="labels", help=help_of["labels"])(EvaluateLabels)
+    evaluate.command(name="objects", help=help_of["objects"])(EvaluateObjects)
     top.command(stack, name="stack", help=HELP["stack"])
     top.command(evaluate, name="evaluate", help=HELP["evaluate"])
     top.command(name="info", help=help_of["info"])(Info)
