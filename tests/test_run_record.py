@@ -230,6 +230,7 @@ def test_input_hashes(tmp_path: Path) -> None:
     assert hashes["b.png"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, "abc"
     assert hash_inputs(tmp_path / "a.png") == {"a.png": empty}
     assert list(hash_inputs(tmp_path, ["b.png"])) == ["b.png"]
+    assert list(hash_inputs(tmp_path / "b.png", ["b.png", "a.png"])) == ["a.png", "b.png"]
 
 
 def test_stored_makes_once_and_again_when_the_key_changes(tmp_path):

@@ -332,17 +332,19 @@ def hash_inputs(path: Path, names: Sequence[str] = ()) -> dict[str, str]:
     path : Path
         A file, or a folder of sections.
     names : sequence of str, optional
-        Files of the folder; default: all that are not hidden.
+        The files that were read, relative to the folder or to that of the file (`limner.io.names_read` gives them);
+        default: the file alone, or all files of the folder that are not hidden.
 
     Returns
     -------
     dict of str to str
         File name -> 64 hexadecimal digits, sorted by name.
     """
-    if path.is_file():
-        return {path.name: hash_file(path)}
-    files = [path / n for n in names] or [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
-    return {p.name: hash_file(p) for p in sorted(files)}
+    folder = path if path.is_dir() else path.parent
+    if not names:
+        files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")] if path.is_dir() else [path]
+        names = [p.name for p in files]
+    return {name: hash_file(folder / name) for name in sorted(names)}
 
 
 def hash_file(path: Path) -> str:

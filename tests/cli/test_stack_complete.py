@@ -494,6 +494,44 @@ def test_other_images_need_overwrite(data: Path, method: Method, capsys: pytest.
     assert method.calls == 1
 
 
+def test_other_pixels_behind_the_same_header_are_other_images(
+    data: Path, method: Method, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_volume(data / "images.mhd", pixels())
+    write_volume(data / "labels.mhd", sparse())
+    arguments = command(data, images="images.mhd", labels="labels.mhd")
+    assert main(arguments) == 0
+    corrected = sparse()
+    corrected[3, 0] = 3
+    write_volume(data / "labels.mhd", corrected)
+    assert main(arguments) == 0
+    assert method.calls == 2
+    header = (data / "images.mhd").read_bytes()
+    write_volume(data / "images.mhd", pixels() + 1)
+    assert (data / "images.mhd").read_bytes() == header
+    assert main(arguments) == 2
+    assert "differs in images;" in capsys.readouterr().err
+
+
+def test_files_that_are_no_sections_do_not_matter(
+    data: Path, method: Method, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders(data)
+    (data / "all").mkdir()
+    for z in range(SHAPE[0]):
+        iio.imwrite(data / "all" / f"s{z}.png", truth()[z, slice(2, -2) if z == 2 else slice(None)])
+    options = ("--spacing", "0.05,0.02,0.01", "--truth", str(data / "all"))
+    arguments = command(data, *options, images="sections", labels="outlines")
+    assert main(arguments) == 0
+    for folder in ("sections", "outlines", "all"):
+        (data / folder / "notes.txt").write_text("mine")
+        (data / folder / "Thumbs.db").write_bytes(b"")
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "is already complete." in capsys.readouterr().out
+    assert method.calls == 1
+
+
 def test_a_folder_with_other_files_is_left_alone(
     data: Path, method: Method, capsys: pytest.CaptureFixture[str]
 ) -> None:

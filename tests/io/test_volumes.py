@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from limner.io import read, read_label_volume, write_result
+from limner.io import names_read, read, read_label_volume, write_result
 from limner.io.images import load
 
 # A rotation of 20 degrees about x and then 30 about z, in NIfTI's RAS, with spacing (i, j, k) = (0.5, 2, 3) mm.
@@ -271,3 +271,37 @@ def test_mouse_brain():
     stack = read(DATA)
     assert stack.pixels.shape == (270, 193, 271)
     assert stack.space.spacing == (0.05, 0.04, 0.04)
+
+
+@pytest.mark.parametrize("header", ["a.mhd", "a.nhdr"])
+def test_detached_pixels_are_among_the_files_read(tmp_path, header):
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)), tmp_path / header)
+    (data,) = {p.name for p in tmp_path.iterdir()} - {header}
+    assert names_read(tmp_path / header) == (header, data)
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd", ".nii.gz"])
+def test_a_file_with_its_own_pixels_is_read_alone(tmp_path, ending):
+    noise = np.random.default_rng(0).integers(0, 256, (9, 30, 40), np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(noise), tmp_path / f"a{ending}")
+    assert names_read(tmp_path / f"a{ending}") == (f"a{ending}",)
+
+
+@pytest.mark.parametrize("kind", ["list", "pattern"])
+@pytest.mark.parametrize("header", ["a.mhd", "a.nhdr"])
+def test_pixels_detached_into_several_files(tmp_path, header, kind):
+    """One raw file a section; SimpleITK reads these headers, so they are as the formats want them."""
+    sections = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    names = ("raw/s01.raw", "raw/s02.raw")
+    (tmp_path / "raw").mkdir()
+    for name, section in zip(names, sections, strict=True):
+        (tmp_path / name).write_bytes(section.tobytes())
+    (tmp_path / "raw" / "notes.txt").write_text("mine")
+    files = {"list": "LIST\n" + "\n".join(names) + "\n", "pattern": "raw/s%02d.raw 1 2 1\n"}[kind]
+    if header == "a.mhd":
+        text = f"ObjectType = Image\nNDims = 3\nDimSize = 4 3 2\nElementType = MET_UCHAR\nElementDataFile = {files}"
+    else:
+        text = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 3 2\nencoding: raw\nspacings: 1 1 1\ndata file: {files}"
+    (tmp_path / header).write_text(text)
+    assert np.array_equal(read(tmp_path / header).pixels, sections)
+    assert names_read(tmp_path / header) == (header, *names)

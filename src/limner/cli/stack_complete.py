@@ -18,7 +18,7 @@ from limner.cli.evaluate import print_score
 from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
 from limner.cli.stack_results import report_of, write_results
-from limner.io import read, read_labels
+from limner.io import names_read, read, read_labels
 from limner.io.tissues import read_tissues
 from limner.methods.stack_completion import Completion, Settings, complete
 from limner.metrics.pixels import StackScore, score_stack
@@ -215,7 +215,7 @@ def new_record(command: StackComplete, stack: Stack, command_line: Sequence[str]
     return RunRecord(
         command=tuple(command_line),
         settings=settings,
-        inputs={name: hash_inputs(path) for name, path in given.items() if path is not None},
+        inputs={name: hash_inputs(path, names_read(path)) for name, path in given.items() if path is not None},
         options=options,
         device=stack.device,
         seed=command.settings.seed,

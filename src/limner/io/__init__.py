@@ -4,7 +4,7 @@
 in the same form. In memory sections lie along the first axis, lengths are mm, order z, y, x.
 """
 
-from limner.io.images import read
+from limner.io.images import names_read, read
 from limner.io.label_tables import TableFormat, default_colour, default_table, read_table, write_table
 from limner.io.labels import read_label_image, read_label_volume, read_labels
 from limner.io.positions import read_positions
@@ -14,6 +14,7 @@ __all__ = [
     "TableFormat",
     "default_colour",
     "default_table",
+    "names_read",
     "read",
     "read_label_image",
     "read_label_volume",

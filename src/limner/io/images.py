@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from limner.io.content import Content, Triple
 from limner.io.positions import read_positions
-from limner.io.sections import load_folder
+from limner.io.sections import list_sections, load_folder
 from limner.io.tiff import load_tiff
-from limner.io.volumes import VOLUME_ENDINGS, load_volume
+from limner.io.volumes import VOLUME_ENDINGS, detached_names, load_volume
 from limner.space import Space
 from limner.volume import Volume
 
@@ -92,6 +92,25 @@ def load(path: Path, labels: bool = False) -> Content:
             f"{', '.join(TIFF_ENDINGS + VOLUME_ENDINGS)}"
         )
     return load_volume(path, ending)
+
+
+def names_read(path: Path) -> tuple[str, ...]:
+    """Names of the files that are read for `path`, relative to the folder that it is or lies in.
+
+    Parameters
+    ----------
+    path : Path
+        As of `read`: of a folder its sections alone, of a header with detached pixels these too.
+
+    Examples
+    --------
+    >>> names_read(Path("stack.tif"))
+    ('stack.tif',)
+    """
+    if path.is_dir():
+        return tuple(file.name for file in list_sections(path))
+    may_be_detached = path.name.lower().endswith((".mhd", ".mha", ".nhdr", ".nrrd"))
+    return (path.name, *(detached_names(path) if may_be_detached else ()))
 
 
 def axis_number(section_axis: str, path: Path) -> int:

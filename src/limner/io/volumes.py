@@ -72,6 +72,37 @@ def load_volume(path: Path, extension: str) -> Content:
     return Content(pixels, spacing, Source("volume", path, extension, in_microns=in_microns), origin, direction)
 
 
+def detached_names(path: Path) -> tuple[str, ...]:
+    """Names of the files that hold the pixels of a MetaImage or NRRD header, relative to its folder.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.mha``, ``.mhd``, ``.nrrd`` or ``.nhdr`` file. Its header names one file, a list of files, or a pattern
+        (``s%03d.raw 1 10 1``), which here stands for every file that has its form.
+
+    Returns
+    -------
+    tuple of str
+        Empty where the file holds its pixels itself.
+    """
+    with path.open("rb") as file:
+        text = file.read(1 << 20).decode("utf-8", "surrogateescape").replace("\r\n", "\n")
+    header = text.split("\n\n")[0] if text.startswith("NRRD") else text
+    named = re.search(r"^(?:ElementDataFile[ \t]*=|data ?file[ \t]*:(?!=))(.*)$", header, re.MULTILINE | re.IGNORECASE)
+    words = named[1].split() if named else ["LOCAL"]
+    if named is None or not words or words[0].upper() == "LOCAL":
+        return ()
+    if words[0].upper() == "LIST":
+        return tuple(line.strip() for line in header[named.end() :].splitlines() if line.strip())
+    if "%" in words[0] and not (path.parent / named[1].strip()).exists():
+        pattern = Path(words[0])
+        form = re.compile(r"\d+".join(re.escape(part) for part in re.split(r"%\d*d", pattern.name)))
+        found = sorted(p.name for p in (path.parent / pattern).parent.iterdir())
+        return tuple((pattern.parent / name).as_posix() for name in found if form.fullmatch(name))
+    return (named[1].strip(),)
+
+
 def save_volume(path: Path, pixels: NDArray[Any], space: Space, in_microns: bool = False) -> None:
     """Write pixels (Z, Y, X) with their geometry, compressed where the format allows it; NRRD in microns if asked."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(pixels))
