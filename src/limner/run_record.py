@@ -247,8 +247,11 @@ class RunRecord:
         The result in one sentence.
     notes : tuple of str
         Warnings for the user.
-    outputs : tuple of str
-        Files that the run wrote, relative to its folder: these, and no others, a later run may replace.
+    outputs : mapping of str to str
+        SHA-256 of each file that the run wrote, by its name relative to the folder: these, and no others, a later run
+        may replace, as long as they hold what was written.
+    replaceable : mapping of str to str
+        The same of other files that the run may replace: those of an earlier run, until all results are in place.
 
     Examples
     --------
@@ -278,7 +281,8 @@ class RunRecord:
     suggestions: tuple[int, ...] = ()
     summary: str = ""
     notes: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    replaceable: Mapping[str, str] = field(default_factory=dict)
 
     def completed(self, **results: Any) -> RunRecord:
         """The same record with its results (fields by name), status ``complete`` and the time now as its end."""
@@ -303,8 +307,10 @@ def read_record(path: Path) -> RunRecord:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in dataclasses.fields(RunRecord)}
         values = {name: value for name, value in values.items() if name in known}
-        for name in ("command", "suggestions", "notes", "outputs"):
+        for name in ("command", "suggestions", "notes"):
             values[name] = tuple(values.get(name, ()))
+        for name in ("outputs", "replaceable"):
+            values[name] = dict(values.get(name, {}))
         return RunRecord(**values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"read_record(): {path} is no record of a run ({error})") from error

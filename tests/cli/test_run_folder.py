@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,12 +40,16 @@ def texts(folder: Path) -> dict[str, str]:
     }
 
 
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def test_results_are_put_in_place_and_noted(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "new" / "out")
     done = run(folder, NEW, labels__s1_png="1", report_html="r")
     assert texts(folder.path) == {"labels/s1.png": "1", "report.html": "r"}
     assert done.status == "complete"
-    assert done.outputs == ("labels/s1.png", "report.html")
+    assert done.outputs == {"labels/s1.png": sha("1"), "report.html": sha("r")}
     assert folder.holds(done, NEW)
 
 
@@ -83,7 +88,7 @@ def test_overwriting_replaces_and_removes_limners_own_files_alone(tmp_path: Path
         "report.html": "s",
     }
     assert not (folder.path / "probabilities").exists()
-    assert done.outputs == ("labels/s1.png", "report.html")
+    assert list(done.outputs) == ["labels/s1.png", "report.html"]
 
 
 def test_a_users_file_with_the_name_of_a_result_stops_the_run(tmp_path: Path) -> None:
@@ -96,9 +101,61 @@ def test_a_users_file_with_the_name_of_a_result_stops_the_run(tmp_path: Path) ->
     assert not (folder.path / "labels.tif").exists()
 
 
-def test_a_run_cut_short_while_moving_results_may_replace_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_was_changed_stops_the_next_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "out")
-    running = folder.begin(NEW, None)
+    run(folder, NEW, labels_tif="1", report_html="r")
+    (folder.path / "labels.tif").write_text("2")
+    corrected = replace(NEW, inputs={**NEW.inputs, "labels": {"b": "3"}})
+    for new in (NEW, corrected):
+        with pytest.raises(ValueError, match=r"labels\.tif was changed since Limner wrote it; move it away, name ano"):
+            folder.earlier_run(new, overwrite=False)
+    earlier = folder.earlier_run(NEW, overwrite=True)
+    assert earlier is not None
+    assert not folder.holds(earlier, NEW)
+    run(folder, corrected, overwrite=True, labels_tif="1", report_html="s")
+    assert texts(folder.path) == {"labels.tif": "1", "report.html": "s"}
+
+
+def test_a_file_that_is_gone_is_written_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "out")
+    done = run(folder, NEW, labels_tif="1", report_html="r")
+    (folder.path / "labels.tif").unlink()
+    assert not folder.holds(done, NEW)
+    assert run(folder, NEW, labels_tif="1", report_html="r").outputs == done.outputs
+    assert texts(folder.path) == {"labels.tif": "1", "report.html": "r"}
+
+
+@pytest.mark.parametrize("contents", [{"labels_tif": "2"}, {"report_html": "r"}], ids=["to replace", "to remove"])
+def test_a_file_that_is_changed_while_the_next_run_computes_stays(tmp_path: Path, contents: dict[str, str]) -> None:
+    folder = RunFolder(tmp_path / "out")
+    run(folder, NEW, labels_tif="1")
+    running = folder.begin(NEW, folder.earlier_run(NEW, overwrite=False))
+    (folder.path / "labels.tif").write_text("mine")
+    with pytest.raises(ValueError, match=r"labels\.tif was changed since the run began; move it away, then the same"):
+        folder.finish(running, running.completed(), write_files(**contents))
+    assert texts(folder.path)["labels.tif"] == "mine"
+
+
+def test_what_overwrite_allowed_to_replace_is_not_asked_for_again(tmp_path: Path) -> None:
+    """The content as it was then; a later change is refused."""
+    folder = RunFolder(tmp_path / "out")
+    run(folder, NEW, labels_tif="1")
+    (folder.path / "labels.tif").write_text("2")
+    folder.begin(NEW, folder.earlier_run(NEW, overwrite=True))  # and is stopped
+    assert folder.earlier_run(NEW, overwrite=False) is not None
+    (folder.path / "labels.tif").write_text("3")
+    with pytest.raises(ValueError, match="was changed"):
+        folder.earlier_run(NEW, overwrite=False)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_run_cut_short_while_moving_results_may_replace_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    folder = RunFolder(tmp_path / "out")
+    if earlier:
+        run(folder, NEW, labels_tif="0", report_html="q", uncertainty_tif="u")
+    running = folder.begin(NEW, folder.earlier_run(NEW, overwrite=False))
     original = Path.replace
 
     def stop_at_report(self: Path, target: Path) -> Path:
@@ -111,9 +168,11 @@ def test_a_run_cut_short_while_moving_results_may_replace_them(tmp_path: Path, m
         with pytest.raises(KeyboardInterrupt):
             folder.finish(running, running.completed(), write_files(labels_tif="1", report_html="r"))
     assert read_record(folder.path / "run.json").status == "running"
+    assert (folder.path / "labels.tif").read_text() == "1"
     done = run(folder, NEW, labels_tif="2", report_html="s")
     assert texts(folder.path) == {"labels.tif": "2", "report.html": "s"}
     assert done.status == "complete"
+    assert not done.replaceable
 
 
 def test_a_folder_without_a_run_is_left_alone(tmp_path: Path) -> None:

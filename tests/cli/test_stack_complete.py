@@ -467,6 +467,29 @@ def test_corrected_labels_go_on_without_overwrite(data: Path, method: Method) ->
     assert record(data)["options"]["labelled"] == [0, 3]
 
 
+def test_results_corrected_by_hand_are_not_lost_unasked(
+    data: Path, method: Method, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(data)) == 0
+    result = data.parent / "out" / "labels.nii.gz"
+    written = result.read_bytes()
+    write_volume(result, truth())
+    edited = tree(data.parent / "out")
+    corrected = sparse()
+    corrected[3, 0] = 3
+    write_volume(data / "labels.nii.gz", corrected)
+    capsys.readouterr()
+    assert main(command(data)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{result} was changed since Limner wrote it; move it away, name another folder, or add --overwr" in error
+    assert tree(data.parent / "out") == edited
+    assert method.calls == 1
+    write_volume(data / "labels.nii.gz", sparse())
+    assert main([*command(data), "--overwrite"]) == 0
+    assert result.read_bytes() == written
+
+
 def test_other_settings_need_overwrite(data: Path, method: Method, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(data, "--save-probabilities")) == 0
     out = data.parent / "out"

@@ -33,7 +33,7 @@ class Demo:
     jobs: int = 0
     """Sections computed side by side on a CPU; 0: one for each core."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace Limner's own files in OUT where they come from other settings or images."""
+    """Replace Limner's own files in OUT where they come from other settings or images, or were changed by hand."""
 
     def run(self, command_line: Sequence[str]) -> int:
         """Run `limner stack complete` on the sample."""

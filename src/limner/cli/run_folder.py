@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from limner.run_record import RunRecord, Store, differing_settings, read_record, write_record
+from limner.run_record import RunRecord, Store, differing_settings, hash_file, read_record, write_record
 
 RECORD = "run.json"
 RESULTS = ("labels", "uncertainty", "probabilities", "structures", "report")  # names of results without their endings
@@ -64,7 +64,7 @@ class RunFolder:
         new : RunRecord
             The run that is to begin.
         overwrite : bool
-            Whether the user allowed to replace a run with other settings.
+            Whether the user allowed to replace a run with other settings, and files that were changed since.
 
         Returns
         -------
@@ -74,7 +74,8 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If the folder is a file, holds files but no run, or a run with other settings or images.
+            If the folder is a file, holds files but no run, or a run with other settings or images, or a file of the
+            run is not as Limner wrote it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--output: {self.path} is a file; name a folder")
@@ -92,22 +93,31 @@ class RunFolder:
                 f"--output: {self.path} holds a run that differs in {', '.join(differing)}; name another folder, or "
                 "add --overwrite"
             )
+        changed = self._changed(earlier)
+        if changed and not overwrite:
+            raise ValueError(
+                f"--output: {self.path / changed[0]} was changed since Limner wrote it; move it away, name another "
+                "folder, or add --overwrite to lose the changes"
+            )
         return earlier
 
     def holds(self, earlier: RunRecord, new: RunRecord) -> bool:
-        """Whether `earlier` is complete, its files are there, and `new` asks for nothing else."""
+        """Whether `earlier` is complete, its files are there as written, and `new` asks for nothing else."""
         return (
             earlier.status == "complete"
             and not differing_settings(earlier, new)
             and not differing_settings(earlier.options, new.options)
             and earlier.inputs == new.inputs
             and all((self.path / name).is_file() for name in earlier.outputs)
+            and not self._changed(earlier)
         )
 
     def begin(self, record: RunRecord, earlier: RunRecord | None) -> RunRecord:
-        """Make the folder and note that the run has begun; files of the earlier run stay Limner's own."""
+        """Make the folder and note that the run has begun; it may replace files of the earlier run as they are now."""
         self.path.mkdir(parents=True, exist_ok=True)
-        running = replace(record, status="running", outputs=earlier.outputs if earlier is not None else ())
+        outputs = self._hashes(earlier.outputs) if earlier is not None else {}
+        replaceable = self._hashes(earlier.replaceable) if earlier is not None else {}
+        running = replace(record, status="running", outputs=outputs, replaceable=replaceable)
         write_record(self.path / RECORD, running)
         return running
 
@@ -117,7 +127,7 @@ class RunFolder:
         Parameters
         ----------
         running : RunRecord
-            As `begin` returned it: its `outputs` are the files of an earlier run.
+            As `begin` returned it: its `outputs` and `replaceable` are files of an earlier run.
         done : RunRecord
             The completed record.
         write : callable
@@ -126,22 +136,28 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If a file that Limner did not write has the name of a result.
+            If a file that Limner did not write, or that was changed since the run began, has the name of a result.
         """
         staging = self.path / ".resume" / "results"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         write(staging)
-        names = tuple(p.relative_to(staging).as_posix() for p in sorted(staging.rglob("*")) if p.is_file())
-        self._check_free(names, running.outputs)
-        # noted before they are moved: a run cut short in between may replace them
-        write_record(self.path / RECORD, replace(running, outputs=tuple(sorted({*running.outputs, *names}))))
+        names = [p.relative_to(staging).as_posix() for p in sorted(staging.rglob("*")) if p.is_file()]
+        outputs = {name: hash_file(staging / name) for name in names}
+        self._check_free(names, running)
+        # noted before they are moved: a run cut short in between may replace them, and those that they replace
+        noted = replace(
+            running,
+            outputs={**running.outputs, **outputs},
+            replaceable={**running.replaceable, **running.outputs},
+        )
+        write_record(self.path / RECORD, noted)
         for name in names:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).replace(self.path / name)
         shutil.rmtree(staging)
         self._remove(set(running.outputs) - set(names))
-        write_record(self.path / RECORD, replace(done, outputs=names))
+        write_record(self.path / RECORD, replace(done, outputs=outputs, replaceable={}))
 
     def _check_foreign(self, overwrite: bool) -> None:
         """A folder without a run: only when asked, and only where no file has the name of a result."""
@@ -154,13 +170,27 @@ class RunFolder:
             if path.name.split(".")[0] in RESULTS:
                 raise ValueError(f"--output: {path} was not written by Limner; name another folder, or move it away")
 
-    def _check_free(self, names: Sequence[str], own: Sequence[str]) -> None:
-        for name in sorted(set(names) - set(own)):
-            if (self.path / name).exists():
-                raise ValueError(
-                    f"--output: {self.path / name} was not written by Limner; move it away, then the same command goes "
-                    "on where it stopped"
-                )
+    def _check_free(self, names: Sequence[str], running: RunRecord) -> None:
+        own = {*running.outputs, *running.replaceable}
+        foreign = [name for name in names if name not in own and (self.path / name).exists()]
+        changed = self._changed(running)
+        if foreign or changed:
+            found = "was not written by Limner" if foreign else "was changed since the run began"
+            raise ValueError(
+                f"--output: {self.path / (foreign or changed)[0]} {found}; move it away, then the same command goes on "
+                "where it stopped"
+            )
+
+    def _changed(self, record: RunRecord) -> list[str]:
+        """Files that the record lists and that hold something else now; one that is gone is no loss."""
+        found = self._hashes({**record.replaceable, **record.outputs})
+        known = (record.outputs, record.replaceable)
+        return [name for name, now in found.items() if now not in [listed.get(name) for listed in known]]
+
+    def _hashes(self, names: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of those that are there."""
+        paths = {name: self.path / name for name in sorted(names)}
+        return {name: hash_file(path) if path.is_file() else "" for name, path in paths.items() if path.exists()}
 
     def _remove(self, names: set[str]) -> None:
         """Remove files of an earlier run that this one did not write again, and folders that this leaves empty."""

@@ -68,7 +68,7 @@ class StackComplete:
     save_probabilities: FlagCreatePairsOff[bool] = False
     """Also write OUT/probabilities: one float32 TIFF a completed section, its pages listed in pages.csv."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace Limner's own files in OUT where they come from other settings or images."""
+    """Replace Limner's own files in OUT where they come from other settings or images, or were changed by hand."""
     settings: Settings = field(default_factory=Settings)
 
     def run(self, command_line: Sequence[str]) -> int:
