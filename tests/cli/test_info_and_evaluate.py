@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -120,6 +121,16 @@ def test_evaluate_labels_does_not_replace_a_file_unasked(tmp_path: Path, capsys:
     assert "exists; name another file or add --overwrite" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
     assert json.loads(out.read_text())["within_mm"] == 2
+
+
+@pytest.mark.parametrize("name", ["no/scores.json", "."])
+def test_evaluate_labels_looks_first_where_it_shall_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["evaluate", "labels", *files(tmp_path), "--json", str(tmp_path / name), "--overwrite"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"limner: error: --json: .*(there is no folder .*/no; |is a folder; ).*\n", printed.err)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,23 @@ def test_a_run_cut_short_while_moving_results_may_replace_them(
     assert not done.replaceable
 
 
+@pytest.mark.parametrize("record", ["", '{"settings": {}', "[]"])
+def test_overwriting_gets_past_a_damaged_record(tmp_path: Path, record: str) -> None:
+    folder = RunFolder(tmp_path / "out")
+    run(folder, NEW, labels__s1_png="1", report_html="r")
+    (folder.path / "run.json").write_text(record)
+    (folder.path / "labels" / "mine.png").write_text("mine")
+    with pytest.raises(
+        ValueError, match=r"run\.json is damaged, .*; name another folder, or add --overwrite to replace"
+    ):
+        folder.earlier_run(NEW, overwrite=False)
+    assert (folder.path / "run.json").read_text() == record
+    done = run(folder, NEW, overwrite=True, labels__s1_png="2", report_html="s")
+    assert texts(folder.path) == {"labels/mine.png": "mine", "labels/s1.png": "2", "report.html": "s"}
+    assert list(done.outputs) == ["labels/s1.png", "report.html"]
+    assert folder.holds(done, NEW)
+
+
 def test_a_folder_without_a_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     folder = RunFolder(tmp_path)

@@ -48,8 +48,8 @@ class EvaluateLabels:
     def run(self, command_line: Sequence[str]) -> int:
         """Score, print the table, write the JSON file."""
         del command_line
-        if self.json is not None and self.json.exists() and not self.overwrite:
-            raise ValueError(f"--json: {self.json} exists; name another file or add --overwrite")
+        if self.json is not None:
+            _check_writable(self.json, self.overwrite)
         score, truth = score_files(self)
         print_structures(score, truth)
         print_score(score, "scored")
@@ -104,6 +104,15 @@ def print_score(score: StackScore, row: str) -> None:
         f"{score.within_mm:g} mm",
     )
     Console(highlight=False, markup=False).print(table)
+
+
+def _check_writable(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise ValueError(f"--json: {path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"--json: there is no folder {path.parent}; make it, or name a file in another")
+    if path.exists() and not overwrite:
+        raise ValueError(f"--json: {path} exists; name another file or add --overwrite")
 
 
 def _write_json(path: Path, score: StackScore, truth: LabelMap) -> None:

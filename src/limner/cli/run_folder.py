@@ -74,8 +74,8 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If the folder is a file, holds files but no run, or a run with other settings or images, or a file of the
-            run is not as Limner wrote it.
+            If the folder is a file, holds files but no run, a damaged record, or a run with other settings or images,
+            or if a file of the run is not as Limner wrote it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--output: {self.path} is a file; name a folder")
@@ -84,7 +84,10 @@ class RunFolder:
         if not (self.path / RECORD).exists():
             self._check_foreign(overwrite)
             return None
-        earlier = read_record(self.path / RECORD)
+        try:
+            earlier = read_record(self.path / RECORD)
+        except ValueError:
+            return self._after_damage(new, overwrite)
         differing = differing_settings(earlier, new)
         if earlier.inputs.get("images") != new.inputs.get("images"):
             differing = ["images", *differing]
@@ -169,6 +172,17 @@ class RunFolder:
         for path in sorted(self.path.iterdir()):
             if path.name.split(".")[0] in RESULTS:
                 raise ValueError(f"--output: {path} was not written by Limner; name another folder, or move it away")
+
+    def _after_damage(self, new: RunRecord, overwrite: bool) -> RunRecord:
+        """A run that stopped at once, after which files with the name of a result may be replaced; none is removed."""
+        if not overwrite:
+            raise ValueError(
+                f"--output: {self.path / RECORD} is damaged, so that Limner cannot tell its own files; name another "
+                f"folder, or add --overwrite to replace what is called {', '.join(RESULTS)} there"
+            )
+        results = [path for path in self.path.iterdir() if path.name.split(".")[0] in RESULTS]
+        files = [p for path in results for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()]
+        return replace(new, replaceable=self._hashes(p.relative_to(self.path).as_posix() for p in files))
 
     def _check_free(self, names: Sequence[str], running: RunRecord) -> None:
         own = {*running.outputs, *running.replaceable}
