@@ -509,6 +509,17 @@ def test_other_settings_need_overwrite(data: Path, method: Method, capsys: pytes
     assert record(data)["settings"]["method"] == "fusion"
 
 
+def test_a_run_of_another_algorithm_needs_overwrite(
+    data: Path, method: Method, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(data)) == 0
+    monkeypatch.setattr(limner.cli.stack_complete, "ALGORITHM", limner.cli.stack_complete.ALGORITHM + 1)
+    assert main(command(data)) == 2
+    assert "differs in algorithm;" in capsys.readouterr().err
+    assert main([*command(data), "--overwrite"]) == 0
+    assert method.calls == 2
+
+
 def test_other_images_need_overwrite(data: Path, method: Method, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(data)) == 0
     write_volume(data / "images.nii.gz", pixels() + 1)

@@ -514,6 +514,27 @@ def test_mixtures_are_redone_when_an_atlas_looks_or_lies_otherwise(phantom, tmp_
     assert set(recomputed) == expected
 
 
+@pytest.mark.parametrize("method", ["fusion", "gem"])
+def test_stages_of_another_algorithm_are_made_anew(phantom, method, tmp_path, recomputed, monkeypatch):
+    settings = replace(QUICK, method=method, registration="chained")
+    few = tuple(array[:5] for array in phantom)
+    begun, store = [], Store(tmp_path)
+
+    def again():
+        begun.clear()
+        recomputed.clear()
+        completed(few, settings, (0, 2, 4), store=store, progress=lambda stage, *_: begun.append(stage))
+        return {*begun} - {"sections"}, sorted(recomputed)
+
+    computed = {"registration"} | ({"training"} if method == "gem" else set())
+    assert again() == (computed, [1, 3])
+    assert again() == (set(), [])
+    calibration = (tmp_path / "calibration.npz").read_bytes()
+    monkeypatch.setattr(stack_completion, "ALGORITHM", stack_completion.ALGORITHM + 1)
+    assert again() == (computed, [1, 3])
+    assert (tmp_path / "calibration.npz").read_bytes() != calibration  # its key is another
+
+
 # ---- what cannot be done --------------------------------------------------------------------------------------------
 
 

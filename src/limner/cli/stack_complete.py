@@ -20,7 +20,7 @@ from limner.cli.run_folder import RunFolder
 from limner.cli.stack_results import report_of, write_results
 from limner.io import names_read, read, read_labels
 from limner.io.tissues import read_tissues
-from limner.methods.stack_completion import Completion, Settings, complete
+from limner.methods.stack_completion import ALGORITHM, Completion, Settings, complete
 from limner.metrics.pixels import StackScore, score_stack
 from limner.run_record import RunRecord, hash_inputs
 from limner.volume import Volume
@@ -202,6 +202,7 @@ def new_record(command: StackComplete, stack: Stack, command_line: Sequence[str]
     positions = stack.images.space.positions
     settings = {
         **dataclasses.asdict(command.settings),
+        "algorithm": ALGORITHM,
         "spacing": [float(f"{s:.9g}") for s in stack.images.space.spacing],
         "section_axis": command.section_axis,
         "positions": None if positions is None else list(positions),

@@ -68,6 +68,7 @@ from limner.section_fusion import FusionOptions, SectionFusion
 from limner.volume import LabelMap, Volume
 
 Progress = Callable[[str, int, int], None]
+ALGORITHM = 1  # raised with every change that alters results: stages stored before it are then made anew
 WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
 AUGMENTED_COPIES = 2  # of each neighbouring labelled section, in local training
 WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda; the paper's is the last
@@ -599,12 +600,12 @@ def fit(
     options = ClassifierOptions(**{n: getattr(settings, n) for n in ClassifierOptions.__dataclass_fields__})
     labels = fusion.labels[list(fusion.labelled)]
     data = (fusion.images, labels, fusion.labelled, fusion.positions)
-    key = content_key(*data, {**asdict(options), "trained_layers": ""}, tissues, fusion.device)
+    key = content_key(ALGORITHM, *data, {**asdict(options), "trained_layers": ""}, tissues, fusion.device)
     everything = content_key(key, fusion.spacing, asdict(settings), calibration)
     if settings.method == "fusion":
         calibration |= fit_scales(model, held_out, store, everything)
         # a section then depends on its own atlases and, through the scales, a little on the left-out sections
-        return model, calibration, content_key(fusion.spacing, asdict(settings), calibration)
+        return model, calibration, content_key(ALGORITHM, fusion.spacing, asdict(settings), calibration)
     model.classifier = make_classifier(
         fusion.images, fusion.labels, fusion.labelled, fusion.positions, options, tissues, fusion.device
     )
@@ -789,7 +790,7 @@ def _registered(
     pairs = [(z + 1, z) for z in range(n - 1)]
     if settings.registration == "direct":
         pairs = sorted({(max(z, a), min(z, a)) for z in range(n) for a in fusion.labelled_near(z)})
-    key = content_key(fusion.images, fusion.spacing, settings.start, settings.stiffness, pairs)
+    key = content_key(ALGORITHM, fusion.images, fusion.spacing, settings.start, settings.stiffness, pairs)
 
     def registered() -> dict[str, NDArray[Any]]:
         options = Options(stiffness=settings.stiffness)
