@@ -249,6 +249,16 @@ def absent_weights(data: Path) -> list[str]:
     return command(data, "--network", "fcn_vgg16", "--vgg16-weights", str(data / "nothing.pth"))
 
 
+def damaged_weights(data: Path) -> list[str]:
+    (data / "vgg16.pth").write_text("no weights")
+    return command(data, "--network", "fcn_vgg16", "--vgg16-weights", str(data / "vgg16.pth"))
+
+
+def weights_of_another_network(data: Path) -> list[str]:
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, data / "resnet.pth")
+    return command(data, "--network", "fcn_vgg16", "--vgg16-weights", str(data / "resnet.pth"))
+
+
 def out_holds_images(data: Path) -> list[str]:
     return command(data, "-o", str(data))
 
@@ -294,7 +304,9 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (truth_without_new_sections, "--truth: .* nothing to score"),
     (negative_distance, "--within-mm: -1"),
     (negative_jobs, "--jobs: -1 is below 0"),
-    (absent_weights, r"nothing\.pth"),
+    (absent_weights, r"nothing\.pth cannot be read \(No such file or directory\)"),
+    (damaged_weights, r"vgg16\.pth cannot be read as weights"),
+    (weights_of_another_network, r"resnet\.pth has no features\.0\.weight"),
     (out_holds_images, "--output: .* holds IMAGES"),
     (out_is_a_file, r"table\.csv is a file; name a folder"),
     (out_in_images, "--output: .* is or lies in IMAGES"),
@@ -564,6 +576,16 @@ def test_files_that_are_no_sections_do_not_matter(
     assert main(arguments) == 0
     assert "is already complete." in capsys.readouterr().out
     assert method.calls == 1
+
+
+def test_another_file_of_weights_goes_on(data: Path, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limner.cli.stack_complete, "check_vgg16_weights", lambda _: None)
+    weights = data / "vgg16.pth"
+    weights.write_bytes(b"1")
+    arguments = command(data, "--vgg16-weights", str(weights))
+    assert [main(arguments), main(arguments), method.calls] == [0, 0, 1]
+    weights.write_bytes(b"2")
+    assert [main(arguments), method.calls] == [0, 2]
 
 
 def test_a_folder_with_other_files_is_left_alone(

@@ -1,6 +1,7 @@
 import threading
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -533,6 +534,24 @@ def test_stages_of_another_algorithm_are_made_anew(phantom, method, tmp_path, re
     monkeypatch.setattr(stack_completion, "ALGORITHM", stack_completion.ALGORITHM + 1)
     assert again() == (computed, [1, 3])
     assert (tmp_path / "calibration.npz").read_bytes() != calibration  # its key is another
+
+
+def test_networks_are_trained_anew_when_the_file_of_weights_is_replaced(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(stack_completion, "make_classifier", lambda *_: SimpleNamespace(load=lambda _: None))
+    monkeypatch.setattr(stack_completion, "_trained", lambda *_: trained.append(1) or {"w": np.zeros(1)})
+    images, labels = np.zeros((3, 1, 8, 8), np.float32), np.ones((3, 8, 8), np.int32)
+    fusion = SectionFusion(images, labels, (0, 2), 0.1 * np.arange(3), (0.05, 0.05), FusionOptions(rho=30.0))
+
+    def trains(name, content):
+        trained.clear()
+        (tmp_path / name).write_bytes(content)
+        settings = Settings(rho=30.0, network="fcn_vgg16", vgg16_weights=str(tmp_path / name))
+        stack_completion.fit(settings, fusion, store=Store(tmp_path / "stages"))
+        return len(trained)
+
+    assert [trains("a.pth", b"1"), trains("a.pth", b"1"), trains("a.pth", b"2")] == [2, 0, 2]
+    assert trains("b.pth", b"2") == 0  # the same file elsewhere
 
 
 # ---- what cannot be done --------------------------------------------------------------------------------------------

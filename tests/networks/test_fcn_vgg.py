@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from limner.networks.fcn_vgg import FCN8s, _bilinear_upsampling, _upsampled, load_vgg16_weights
+from limner.networks.fcn_vgg import (
+    FCN8s,
+    _bilinear_upsampling,
+    _upsampled,
+    check_vgg16_weights,
+    load_vgg16_weights,
+)
 
 # VGG-16 (configuration D of the paper) as torchvision stores it: place in `features`, channels in, channels out.
 VGG16_CONVOLUTIONS = [
@@ -224,13 +230,33 @@ def test_weights_that_do_not_fit_change_nothing(network, stored, tmp_path, chang
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["absent.pth", "text.pth", "text.safetensors", "empty.pt", "list.pt", "epoch.pt"])
+@pytest.mark.parametrize(
+    "name",
+    ["absent.pth", "absent.safetensors", "text.pth", "bytes.pt", "text.safetensors", "empty.pt", "list.pt", "epoch.pt"],
+)
 def test_files_that_hold_no_weights_are_named(network, tmp_path: Path, name):
     (tmp_path / "text.pth").write_text("not weights")
     (tmp_path / "text.safetensors").write_text("not weights")
+    (tmp_path / "bytes.pt").write_bytes(b"]" + bytes(range(256)))
     (tmp_path / "empty.pt").touch()
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "epoch.pt")
     with pytest.raises(ValueError, match=name) as caught:
         load_vgg16_weights(network, tmp_path / name)
     assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 200
+
+
+def test_weights_are_checked_without_a_network(tmp_path):
+    path = tmp_path / "vgg16.pth"
+    # of full width, yet small on disk: every tensor repeats one number
+    full = {name: torch.zeros(1).expand(shape) for name, shape in torchvision_shapes(4096).items()}
+    torch.save(full, path)
+    check_vgg16_weights(path)
+    torch.save(full | {"classifier.3.bias": torch.zeros(64)}, path)
+    with pytest.raises(ValueError, match=r"classifier\.3\.bias has shape \(64,\) in .*vgg16\.pth, .* takes \(4096,\)"):
+        check_vgg16_weights(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"vgg16\.pth cannot be read as weights \(damaged, "):
+        check_vgg16_weights(path)

@@ -22,6 +22,7 @@ from limner.io import names_read, read, read_labels
 from limner.io.tissues import read_tissues
 from limner.methods.stack_completion import ALGORITHM, Completion, Settings, complete
 from limner.metrics.pixels import StackScore, score_stack
+from limner.networks.fcn_vgg import check_vgg16_weights
 from limner.run_record import RunRecord, hash_inputs
 from limner.volume import Volume
 
@@ -109,6 +110,7 @@ class StackComplete:
             "--positions": self.positions,
             "--label-table": self.label_table,
             "--tissues": self.tissues,
+            "--vgg16-weights": _weights(self),
         }
         return {"IMAGES": self.images, "LABELS": self.labels} | {n: p for n, p in optional.items() if p is not None}
 
@@ -156,9 +158,9 @@ def read_stack(command: StackComplete) -> Stack:
         raise ValueError(f"--jobs: {command.jobs} is below 0; give a number of sections, or 0 for one a core")
     if not command.within_mm >= 0:
         raise ValueError(f"--within-mm: {command.within_mm} is no distance; give 0 mm or more")
-    weights = command.settings.vgg16_weights
-    if weights and not Path(weights).is_file():
-        raise ValueError(f"--vgg16-weights: {weights} is no file; name a file of weights, or leave the option out")
+    weights = _weights(command)
+    if weights is not None:
+        check_vgg16_weights(weights)
     images = read(
         command.images,
         spacing=command.spacing or None,
@@ -177,6 +179,10 @@ def read_stack(command: StackComplete) -> Stack:
     if truth is not None and not stack.scored:
         raise ValueError(f"--truth: {command.truth} holds labels only on sections that LABELS labels; nothing to score")
     return stack
+
+
+def _weights(command: StackComplete) -> Path | None:
+    return Path(command.settings.vgg16_weights) if command.settings.vgg16_weights else None
 
 
 def find_device(device: Literal["auto", "cpu", "cuda"]) -> str:
@@ -198,7 +204,13 @@ def find_device(device: Literal["auto", "cpu", "cuda"]) -> str:
 
 def new_record(command: StackComplete, stack: Stack, command_line: Sequence[str]) -> RunRecord:
     """The record of a run that is to begin: what its result depends on, and what else was asked for."""
-    given = {"images": command.images, "labels": command.labels, "truth": command.truth, "table": command.label_table}
+    given = {
+        "images": command.images,
+        "labels": command.labels,
+        "truth": command.truth,
+        "table": command.label_table,
+        "vgg16_weights": _weights(command),
+    }
     positions = stack.images.space.positions
     settings = {
         **dataclasses.asdict(command.settings),

@@ -41,6 +41,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -63,7 +64,7 @@ from limner.pixel_classifier import (
 )
 from limner.registration.section_warps import SectionWarps, register_sections
 from limner.registration.velocity_field import Options, Start
-from limner.run_record import Store, content_key, stored
+from limner.run_record import Store, content_key, hash_file, stored
 from limner.section_fusion import FusionOptions, SectionFusion
 from limner.volume import LabelMap, Volume
 
@@ -600,7 +601,10 @@ def fit(
     options = ClassifierOptions(**{n: getattr(settings, n) for n in ClassifierOptions.__dataclass_fields__})
     labels = fusion.labels[list(fusion.labelled)]
     data = (fusion.images, labels, fusion.labelled, fusion.positions)
-    key = content_key(ALGORITHM, *data, {**asdict(options), "trained_layers": ""}, tissues, fusion.device)
+    from_file = options.network == "fcn_vgg16" and options.vgg16_weights
+    weights = hash_file(Path(options.vgg16_weights)) if from_file else ""
+    shared = {**asdict(options), "trained_layers": "", "vgg16_weights": weights}
+    key = content_key(ALGORITHM, *data, shared, tissues, fusion.device)
     everything = content_key(key, fusion.spacing, asdict(settings), calibration)
     if settings.method == "fusion":
         calibration |= fit_scales(model, held_out, store, everything)

@@ -18,7 +18,6 @@ segmentation for semi-automated labelling of histology", MICCAI 2018.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -157,10 +156,43 @@ def load_vgg16_weights(network: FCN8s, path: Path) -> None:
     --------
     >>> load_vgg16_weights(FCN8s(n_classes=12), Path("vgg16-397923af.pth"))  # doctest: +SKIP
     """
+    targets = _vgg_part(network)
+    stored = _fitting_tensors(path, targets)
+    with torch.no_grad():
+        for name, weight in targets.items():
+            weight.copy_(stored[name].reshape(weight.shape))
+
+
+def check_vgg16_weights(path: Path) -> None:
+    """Check that `load_vgg16_weights` can take a file for a network of full width; nothing is kept.
+
+    Parameters
+    ----------
+    path : Path
+        As of `load_vgg16_weights`.
+
+    Raises
+    ------
+    ValueError
+        As of `load_vgg16_weights`.
+
+    Examples
+    --------
+    >>> check_vgg16_weights(Path("vgg16-397923af.pth"))  # doctest: +SKIP
+    """
+    with torch.device("meta"):  # shapes alone, without the 540 MB
+        network = FCN8s(n_classes=1)
+    _fitting_tensors(path, _vgg_part(network))
+
+
+def _vgg_part(network: FCN8s) -> dict[str, Tensor]:
+    prefixes = ("features.", "classifier.")
+    return {name: weight for name, weight in network.state_dict().items() if name.startswith(prefixes)}
+
+
+def _fitting_tensors(path: Path, targets: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What a file holds, when that has the names and shapes of `targets`."""
     stored = _read_tensors(path)
-    targets = {
-        name: weight for name, weight in network.state_dict().items() if name.startswith(("features.", "classifier."))
-    }
     for name, weight in targets.items():
         if name not in stored:
             raise ValueError(
@@ -170,11 +202,9 @@ def load_vgg16_weights(network: FCN8s, path: Path) -> None:
         if tuple(stored[name].shape) != expected:
             raise ValueError(
                 f"load_vgg16_weights(): {name} has shape {tuple(stored[name].shape)} in {path}, the network takes "
-                f"{expected}; give VGG-16 weights, and a network with 3 channels and fc_width 4096"
+                f"{expected}; give VGG-16 weights with torchvision's shapes"
             )
-    with torch.no_grad():
-        for name, weight in targets.items():
-            weight.copy_(stored[name].reshape(weight.shape))
+    return stored
 
 
 def _vgg_layers(channels: int) -> Iterator[nn.Module]:
@@ -220,9 +250,15 @@ def _read_tensors(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"load_vgg16_weights(): cannot read weights from {path} ({reason})") from error
+    except OSError as error:
+        reason = error.strerror or "no such file"  # safetensors leaves it out
+        raise ValueError(f"load_vgg16_weights(): {path} cannot be read ({reason}); name a file of weights") from error
+    # Unpickling bytes that are no weights raises a dozen kinds of error, some with pages of advice.
+    except Exception as error:
+        raise ValueError(
+            f"load_vgg16_weights(): {path} cannot be read as weights (damaged, or not a state dict of tensors?); give "
+            "torchvision's vgg16-397923af.pth, or a .pth, .pt or .safetensors file like it"
+        ) from error
     if not isinstance(stored, Mapping) or not all(isinstance(one, Tensor) for one in stored.values()):
         raise ValueError(f"load_vgg16_weights(): {path} holds something other than a state dict of weights")
     return stored
