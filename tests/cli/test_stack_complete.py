@@ -337,6 +337,28 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert method.calls == 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--network-pixels", "0"),
+        ("--clip-mm", "-1"),
+        ("--local-steps", "-3"),
+        ("--training-steps", "-5"),
+        ("--rho", "nan"),
+    ],
+)
+def test_settings_out_of_range_are_refused_and_nothing_is_written(
+    data: Path, method: Method, capsys: pytest.CaptureFixture[str], options: tuple[str, str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(command(data, *options))
+    assert stop.value.code == 2
+    name = options[0].removeprefix("--").replace("-", "_")
+    assert re.search(rf"{name}\s+is\s+{options[1]}", re.sub("[^ -~]", "", capsys.readouterr().err))
+    assert not (data.parent / "out").exists()
+    assert method.calls == 0
+
+
 # --- what is written -------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
+import math
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -577,6 +578,38 @@ def test_images_must_be_numbers(phantom, value):
 def test_some_labelled_section_must_hold_a_structure(phantom):
     with pytest.raises(ValueError, match="background only"):
         completed((phantom[0], np.zeros_like(phantom[1])))
+
+
+def test_every_number_in_the_settings_has_a_range():
+    numbers = {f.name for f in fields(Settings) if isinstance(f.default, int | float) and f.type != "bool"}
+    assert set(stack_completion.LOWEST) == numbers
+    assert all(lowest <= getattr(Settings(), name) for name, lowest in stack_completion.LOWEST.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused"),
+    [
+        ("network_pixels", 1, 0),
+        ("training_steps", 1, 0),
+        *((name, 0, -1) for name in ("local_steps", "iterations", "m_steps", "seed", "stiffness", "rho", "alpha")),
+        *((name, 0.0, -1e-9) for name in ("placement", "weight_of_network", "prior", "gem_prior")),
+        *((name, 0.01, 0.0) for name in ("sigma", "clip_mm")),
+    ],
+)
+def test_numbers_out_of_range_are_refused(name, allowed, refused):
+    assert getattr(replace(Settings(), **{name: allowed}), name) == allowed
+    for value in (refused, math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=rf"^Settings\(\): {name} is {value}; give a number from [^\n]*$"):
+            replace(Settings(), **{name: value})
+
+
+@pytest.mark.parametrize("none", ["local_steps", "iterations", "m_steps"])
+def test_no_steps_leave_the_network_as_it_was(phantom, none):
+    few = tuple(array[:5] for array in phantom)
+    found = completed(few, replace(QUICK, **{none: 0}), (0, 2, 4), jobs=1)
+    assert accuracy(found.labels.labels, few[1], (0, 2, 4)) > 0.9
+    if none != "local_steps":
+        assert all(len(set(section.objective)) == 1 for section in found.sections.values())
 
 
 # ---- FCN-8s ---------------------------------------------------------------------------------------------------------

@@ -70,6 +70,12 @@ from limner.volume import LabelMap, Volume
 
 Progress = Callable[[str, int, int], None]
 ALGORITHM = 1  # raised with every change that alters results: stages stored before it are then made anew
+LOWEST = {  # of each number in Settings; HIGHEST is the same for all
+    **{"network_pixels": 1, "training_steps": 1, "local_steps": 0, "iterations": 0, "m_steps": 0, "seed": 0},
+    **{"stiffness": 0, "rho": 0, "sigma": 1e-3, "alpha": 0, "clip_mm": 1e-6, "placement": 0},
+    **{"weight_of_network": 0, "prior": 0, "gem_prior": 0},
+}
+HIGHEST = 1e12
 WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
 AUGMENTED_COPIES = 2  # of each neighbouring labelled section, in local training
 WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda; the paper's is the last
@@ -127,6 +133,12 @@ class Settings:
     """Gradient steps in an M-step."""
     seed: int = 0
     """Seed of every random draw."""
+
+    def __post_init__(self) -> None:
+        for name, lowest in LOWEST.items():
+            value = getattr(self, name)
+            if not lowest <= value <= HIGHEST:  # NaN is not
+                raise ValueError(f"Settings(): {name} is {value}; give a number from {lowest:g} to {HIGHEST:g}")
 
 
 @dataclass(frozen=True)
