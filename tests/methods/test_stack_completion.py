@@ -580,6 +580,23 @@ def test_some_labelled_section_must_hold_a_structure(phantom):
         completed((phantom[0], np.zeros_like(phantom[1])))
 
 
+@pytest.mark.parametrize(
+    ("device", "found"),
+    [("cuda", "device is 'cuda', but torch finds no CUDA GPU"), ("gpu", "device is 'gpu'; give"), ("cuda:1", "give")],
+)
+def test_the_device_must_be_there(phantom, monkeypatch, device, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    images, labels = phantom
+    with pytest.raises(ValueError, match=rf"^complete\(\): .*{found}"):
+        complete(Volume(images, Space(labels.shape, SPACING)), annotated(labels), QUICK, device=device)
+
+
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
+    for available, expected in ((False, ["cpu", "cpu"]), (True, ["cuda", "cpu"])):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert [stack_completion.chosen_device(device) for device in ("auto", "cpu")] == expected
+
+
 def test_every_number_in_the_settings_has_a_range():
     numbers = {f.name for f in fields(Settings) if isinstance(f.default, int | float) and f.type != "bool"}
     assert set(stack_completion.LOWEST) == numbers

@@ -736,7 +736,8 @@ def complete(
     Raises
     ------
     ValueError
-        If images and labels lie on different grids, every labelled section is empty, or images hold NaN or infinity.
+        If images and labels lie on different grids, every labelled section is empty, images hold NaN or infinity, or
+        there is no such device.
 
     Examples
     --------
@@ -752,7 +753,7 @@ def complete(
     """
     settings, report = settings or Settings(), progress or (lambda *_: None)
     check(images, annotations)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = chosen_device(device)
     options = FusionOptions(**{n: getattr(settings, n) for n in FusionOptions.__dataclass_fields__})
     fusion = SectionFusion.of_stack(images, annotations, options, device)
     if not annotations.unlabelled:
@@ -787,6 +788,15 @@ def check(images: Volume, annotations: SectionLabels) -> None:
         raise ValueError("complete(): the labelled sections hold background only; label a structure on one of them")
     if not np.isfinite(images.pixels).all():
         raise ValueError("complete(): images hold NaN or infinity; replace them")
+
+
+def chosen_device(device: str) -> str:
+    """``cpu`` or ``cuda``; raise ValueError for another name, and for a GPU that is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"complete(): device is {device!r}; give 'auto', 'cpu' or 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("complete(): device is 'cuda', but torch finds no CUDA GPU here; give 'cpu' or 'auto'")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
