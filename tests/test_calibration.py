@@ -6,7 +6,13 @@ import torch
 from scipy.optimize import brute
 from torch.nn import functional as F
 
-from limner.calibration import best_scale, mean_log_loss
+from limner.calibration import (
+    best_scale,
+    first_within_one_standard_error,
+    held_out_sections,
+    mean_log_loss,
+    temperature_scaling,
+)
 
 
 def test_mean_log_loss_is_cross_entropy():
@@ -40,3 +46,30 @@ def test_temperature_of_overconfident_probabilities_is_found():
     assert found == pytest.approx(3, rel=0.05)
     assert loss(found) <= brute(lambda t: loss(t.item()), (slice(1, 6, 0.25),), finish=None, full_output=True)[1] + 1e-4
     assert np.isfinite(found)
+
+
+@pytest.mark.parametrize("n", range(1, 60))
+def test_held_out_sections_lie_inside(n):
+    labelled = [10 * i for i in range(n)]
+    found = held_out_sections(labelled)
+    assert len(found) <= 6
+    assert bool(found) == (n >= 3)
+    assert not {labelled[0], labelled[-1]} & set(found)
+    assert set(found) <= set(labelled)
+
+
+def test_one_standard_error_by_hand():
+    """Differences to the last choice: .03, .03 (no spread, so worse); .01 and .03 (mean .02, standard error .01)."""
+    scores = [[0.87, 0.87], [0.89, 0.87], [0.88, 0.91], [0.9, 0.9]]
+    assert first_within_one_standard_error(scores[:2] + scores[3:]) == 2
+    assert first_within_one_standard_error(scores) == 2  # .02 and -.01: mean .005, standard error .015
+    assert first_within_one_standard_error([[0.5], [0.5], [0.4]]) == 0  # one case: only what is as good
+
+
+def test_temperature_scaling_undoes_a_wrong_temperature():
+    generator = torch.Generator().manual_seed(0)
+    log_p = torch.log_softmax(2 * torch.randn(4, 20000, generator=generator), dim=0)
+    truth = torch.multinomial(log_p.exp().T, 1, generator=generator)[:, 0]
+    found = temperature_scaling([(3 * log_p, truth)])
+    assert found["temperature"] == pytest.approx(3, rel=0.05)
+    assert found["ece_after"] < 0.02 < 0.1 < found["ece_before"]

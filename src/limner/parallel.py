@@ -1,4 +1,4 @@
-"""Independent pieces of work side by side on the cores of one machine, and stopped together."""
+"""Where work is done: on which device, and independent pieces of it side by side, stopped together."""
 
 from __future__ import annotations
 
@@ -64,3 +64,12 @@ def side_by_side(
         finally:
             torch.set_num_threads(threads)
     return {item: done[item] for item in items}
+
+
+def chosen_device(device: str) -> str:
+    """``cpu`` or ``cuda``; raise ValueError for another name, and for a GPU that is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"complete(): device is {device!r}; give 'auto', 'cpu' or 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("complete(): device is 'cuda', but torch finds no CUDA GPU here; give 'cpu' or 'auto'")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

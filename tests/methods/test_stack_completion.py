@@ -21,11 +21,9 @@ from limner.methods.stack_completion import (
     e_step,
     fit_weight,
     gem,
-    held_out_sections,
     log_prior,
     objective,
     section_log_pd,
-    suggest_sections,
     weights_of,
 )
 from limner.pixel_classifier import network_log_probabilities
@@ -234,30 +232,6 @@ def test_a_strong_prior_keeps_what_was_learnt():
         gem(top, data, 1.0, Settings(gem_prior=prior))
         moved[prior] = (weights_of(top) - start).norm().item()
     assert moved[100.0] < 0.05 * moved[0.0]
-
-
-# ---- which sections -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", range(1, 60))
-def test_held_out_sections_lie_inside(n):
-    labelled = [10 * i for i in range(n)]
-    found = held_out_sections(labelled)
-    assert len(found) <= 6
-    assert bool(found) == (n >= 3)
-    assert not {labelled[0], labelled[-1]} & set(found)
-    assert set(found) <= set(labelled)
-
-
-def test_suggestions_are_uncertain_inside_structures_and_apart():
-    means = np.array([0.9, 0.1, 0.5, 0.6, 0.4, 0.2, 0.3, 0.0], dtype=np.float32)
-    labels = np.zeros((8, 2, 2), int)
-    labels[:, 0] = 5
-    uncertainty = np.where(labels > 0, means[:, None, None], 0)
-    uncertainty[5, 1] = 9.0  # background does not count
-    assert suggest_sections(uncertainty, labels, [0]) == (3, 6, 1)  # 0 is labelled; 2 and 4 lie beside 3, 5 beside 6
-    assert suggest_sections(uncertainty, labels, range(7)) == ()  # 7 is certain
-    assert suggest_sections(uncertainty, np.zeros_like(labels), [0]) == ()
 
 
 # ---- a whole stack --------------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from limner.cli.evaluate import print_score
 from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
 from limner.cli.stack_results import report_of, write_results
+from limner.completion import Completion
 from limner.io import names_read, read, read_labels
 from limner.io.tissues import read_tissues
-from limner.methods.stack_completion import ALGORITHM, Completion, Settings, complete
+from limner.methods.stack_completion import ALGORITHM, Settings, complete
 from limner.metrics.pixels import StackScore, score_stack
 from limner.networks.fcn_vgg import check_vgg16_weights
 from limner.run_record import RunRecord, hash_inputs

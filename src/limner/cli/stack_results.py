@@ -11,9 +11,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from limner.annotations import SectionLabels
+from limner.completion import Completion
 from limner.io import default_table, read_table, write_result, write_table
 from limner.io.sections import centre_slices
-from limner.methods.stack_completion import Completion
 from limner.metrics.pixels import StackScore
 from limner.report.stack import SectionScores, StackReport, write_stack_report
 from limner.volume import LabelMap, Volume

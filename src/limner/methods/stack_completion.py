@@ -37,7 +37,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -52,9 +52,9 @@ from torch.nn import functional as F
 
 from limner.annotations import SectionLabels
 from limner.augmentation import Augmentation, augment
-from limner.calibration import best_scale, mean_log_loss
-from limner.metrics.pixels import expected_calibration_error
-from limner.parallel import side_by_side
+from limner.calibration import first_within_one_standard_error, held_out_sections, temperature_scaling
+from limner.completion import Completion, SectionResult, assemble
+from limner.parallel import chosen_device, side_by_side
 from limner.pixel_classifier import (
     ClassifierOptions,
     PixelClassifier,
@@ -66,7 +66,7 @@ from limner.registration.section_warps import SectionWarps, register_sections
 from limner.registration.velocity_field import Options, Start
 from limner.run_record import Store, content_key, hash_file, stored
 from limner.section_fusion import FusionOptions, SectionFusion
-from limner.volume import LabelMap, Volume
+from limner.volume import Volume
 
 Progress = Callable[[str, int, int], None]
 ALGORITHM = 1  # raised with every change that alters results: stages stored before it are then made anew
@@ -139,85 +139,6 @@ class Settings:
             value = getattr(self, name)
             if not lowest <= value <= HIGHEST:  # NaN is not
                 raise ValueError(f"Settings(): {name} is {value}; give a number from {lowest:g} to {HIGHEST:g}")
-
-
-@dataclass(frozen=True)
-class SectionResult:
-    """One completed section.
-
-    Parameters
-    ----------
-    labels : ndarray of int32
-        Shape (Y, X).
-    uncertainty : ndarray of float32
-        Calibrated chance that the label is wrong, shape (Y, X), in [0, 1].
-    structures : ndarray of int
-        The L labels that were possible here, shape (L,).
-    probabilities : ndarray of float16 or None
-        Calibrated, shape (L, Y, X), where asked for.
-    objective : list of float
-        Eq. 1 at the network's grid, first before GEM and then after each M-step; empty for other methods.
-    entropy_before, entropy_after : float
-        Mean entropy of w before and after GEM, nats, not calibrated.
-    seconds : float
-        Time taken.
-    """
-
-    labels: NDArray[np.int32]
-    uncertainty: NDArray[np.float32]
-    structures: NDArray[np.int64]
-    probabilities: NDArray[np.float16] | None
-    objective: list[float]
-    entropy_before: float
-    entropy_after: float
-    seconds: float
-
-    @property
-    def iterations(self) -> int:
-        """EM iterations done."""
-        return max(len(self.objective) - 1, 0)
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """For storing."""
-        return {name: np.asarray(value) for name, value in vars(self).items() if value is not None}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> SectionResult:
-        """The inverse of `to_arrays`."""
-        values: dict[str, Any] = {n: a if a.ndim > 1 else a.tolist() for n, a in arrays.items()}
-        return cls(**{"probabilities": None, **values, "structures": arrays["structures"]})
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A completed stack.
-
-    Parameters
-    ----------
-    labels : LabelMap
-        Every section; labelled ones exactly as given.
-    uncertainty : ndarray of float32
-        Calibrated chance of error, shape (Z, Y, X), in [0, 1]; 0 on labelled sections.
-    sections : mapping of int to SectionResult
-        The unlabelled sections.
-    suggestions : tuple of int
-        Up to three sections, not adjacent, that would help most if labelled next.
-    seconds : mapping of str to float
-        Time per stage.
-    calibration : mapping of str to float
-        ``rho_scale``, ``weight_per_mm``, ``temperature`` and, on left-out sections, the expected calibration error
-        before and after (``ece_before``, ``ece_after``).
-    notes : tuple of str
-        What the user should know.
-    """
-
-    labels: LabelMap
-    uncertainty: NDArray[np.float32]
-    sections: Mapping[int, SectionResult]
-    suggestions: tuple[int, ...]
-    seconds: Mapping[str, float]
-    calibration: Mapping[str, float]
-    notes: tuple[str, ...]
 
 
 # ---- one model: generalised EM ----------------------------------------------------------------------------------
@@ -525,26 +446,11 @@ def entropy(log_probabilities: Tensor) -> float:
 # ---- fitting what is shared ---------------------------------------------------------------------------------------
 
 
-def held_out_sections(labelled: Sequence[int]) -> tuple[int, ...]:
-    """Labelled sections on which scales are fitted: every fourth, not the first or last, six at most.
-
-    Examples
-    --------
-    >>> held_out_sections([0, 10, 20, 30, 40, 50, 60, 70])
-    (20, 60)
-    >>> held_out_sections([0, 10])
-    ()
-    """
-    inner = list(labelled)[1:-1]
-    chosen = inner[1::4] or inner[:1]
-    return tuple(chosen[:: math.ceil(len(chosen) / 6)]) if chosen else ()
-
-
 def fit_weight(model: Model, held_out: Sequence[int]) -> float:
     """lambda per mm of spread squared, by the pixels that come out right on sections left out of fusion and training.
 
-    The smallest lambda whose accuracy is within one standard error (over sections) of the best: few sections decide,
-    and too much weight costs more than too little. Accuracy, not log loss: the network's errors are alike along whole
+    The smallest lambda that is within one standard error of the best: few sections decide, and too much weight costs
+    more than too little. Accuracy, not log loss: the network's errors are alike along whole
     borders, so that log loss, which counts pixels as if they were independent, gives it several times too much weight.
     """
     fusion, samples = model.fusion, []
@@ -554,15 +460,12 @@ def fit_weight(model: Model, held_out: Sequence[int]) -> float:
         variance = fusion.spread(z, z) ** 2
         samples.append((variance * log_pd.flatten(1)[:, pixels], fusion.evidence(z, z).flatten(1)[:, pixels], truth))
 
-    def right(weight: float) -> NDArray[np.float64]:
-        shares = [(e_step(d, f, weight).argmax(dim=0) == t).double().mean().item() for d, f, t in samples if len(t)]
-        return np.asarray(shares)
+    def right(weight: float) -> list[float]:
+        return [(e_step(d, f, weight).argmax(dim=0) == t).double().mean().item() for d, f, t in samples if len(t)]
 
     typical = sum(fusion.spread(z, z) ** 2 for z in held_out) / len(held_out)
-    found = np.stack([right(power / typical) for power in WEIGHTS_TRIED])  # (weights, sections)
-    loss = found[found.mean(axis=1).argmax()] - found
-    standard_error = loss.std(axis=1, ddof=1) / math.sqrt(loss.shape[1]) if loss.shape[1] > 1 else 0.0
-    return WEIGHTS_TRIED[int(np.argmax(loss.mean(axis=1) <= standard_error))] / typical
+    best = first_within_one_standard_error([right(power / typical) for power in WEIGHTS_TRIED])
+    return WEIGHTS_TRIED[best] / typical
 
 
 def fit_temperature(model: Model, held_out: Sequence[int]) -> dict[str, float]:
@@ -572,19 +475,7 @@ def fit_temperature(model: Model, held_out: Sequence[int]) -> dict[str, float]:
         log_w = model.log_w(z, left_out=z)[0]
         pixels, truth = model.fusion.sample(z, model.fusion.structures(z, z))
         samples.append((log_w.flatten(1)[:, pixels], truth))
-
-    def loss(temperature: float) -> float:
-        return sum(mean_log_loss(torch.log_softmax(w / temperature, dim=0), t) for w, t in samples if len(t))
-
-    def calibration_error(temperature: float) -> float:
-        shown = [torch.softmax(w / temperature, dim=0).max(dim=0) for w, _ in samples]
-        confidence = torch.cat([s.values for s in shown]).cpu().numpy()
-        correct = torch.cat([s.indices == t for s, (_, t) in zip(shown, samples, strict=True)]).cpu().numpy()
-        return float(expected_calibration_error(confidence, correct))
-
-    temperature = best_scale(loss, 0.05, 50.0)
-    before, after = calibration_error(1.0), calibration_error(temperature)
-    return {"temperature": temperature, "ece_before": before, "ece_after": after}
+    return temperature_scaling(samples)
 
 
 def fit(
@@ -668,32 +559,6 @@ def fit_scales(model: Model, held_out: Sequence[int], store: Store | None, key: 
 # ---- the whole stack ----------------------------------------------------------------------------------------------
 
 
-def suggest_sections(
-    uncertainty: NDArray[np.float32], labels: NDArray[Any], labelled: Iterable[int]
-) -> tuple[int, ...]:
-    """Up to three sections with the highest mean uncertainty inside their structures, no two of them adjacent.
-
-    Parameters
-    ----------
-    uncertainty, labels : ndarray
-        Shape (Z, Y, X).
-    labelled : iterable of int
-        Never suggested.
-
-    Returns
-    -------
-    tuple of int
-        The most uncertain first; empty where nothing is uncertain.
-    """
-    inside = labels > 0
-    mean = (uncertainty * inside).sum(axis=(1, 2)) / np.maximum(inside.sum(axis=(1, 2)), 1)
-    known, chosen = set(labelled), list[int]()
-    for z in np.argsort(-mean, kind="stable").tolist():
-        if z not in known and mean[z] > 0 and all(abs(z - c) > 1 for c in chosen):
-            chosen.append(z)
-    return tuple(chosen[:3])
-
-
 def complete(
     images: Volume,
     annotations: SectionLabels,
@@ -757,7 +622,7 @@ def complete(
     options = FusionOptions(**{n: getattr(settings, n) for n in FusionOptions.__dataclass_fields__})
     fusion = SectionFusion.of_stack(images, annotations, options, device)
     if not annotations.unlabelled:
-        return _assemble(annotations, {}, {}, {}, ())
+        return assemble(annotations, {}, {}, {}, ())
     seconds: dict[str, float] = {}
     with _timed(seconds, "registration"):
         fusion.warps = _registered(fusion, settings, store, report)
@@ -765,7 +630,7 @@ def complete(
         model, calibration, key = fit(settings, fusion, tissues, store, report)
     with _timed(seconds, "sections"):
         sections = _completed(model, annotations.unlabelled, (key, keep_probabilities), jobs, store, report)
-    return _assemble(annotations, sections, seconds, calibration, _notes(model, annotations))
+    return assemble(annotations, sections, seconds, calibration, _notes(model, annotations))
 
 
 def check(images: Volume, annotations: SectionLabels) -> None:
@@ -788,15 +653,6 @@ def check(images: Volume, annotations: SectionLabels) -> None:
         raise ValueError("complete(): the labelled sections hold background only; label a structure on one of them")
     if not np.isfinite(images.pixels).all():
         raise ValueError("complete(): images hold NaN or infinity; replace them")
-
-
-def chosen_device(device: str) -> str:
-    """``cpu`` or ``cuda``; raise ValueError for another name, and for a GPU that is not there."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"complete(): device is {device!r}; give 'auto', 'cpu' or 'cuda'")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("complete(): device is 'cuda', but torch finds no CUDA GPU here; give 'cpu' or 'auto'")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
@@ -863,21 +719,3 @@ def _notes(model: Model, annotations: SectionLabels) -> tuple[str, ...]:
     if beyond:
         notes.append(f"{len(beyond)} sections lie outside the labelled range; each rests on one labelled section.")
     return tuple(notes)
-
-
-def _assemble(
-    annotations: SectionLabels,
-    sections: Mapping[int, SectionResult],
-    seconds: Mapping[str, float],
-    calibration: Mapping[str, float],
-    notes: tuple[str, ...],
-) -> Completion:
-    given = annotations.label_map
-    labels = given.labels.copy()
-    uncertainty = np.zeros(labels.shape, dtype=np.float32)
-    for z, result in sections.items():
-        labels[z] = result.labels.astype(labels.dtype)
-        uncertainty[z] = result.uncertainty
-    suggestions = suggest_sections(uncertainty, labels, annotations.labelled)
-    completed = LabelMap(labels, given.space, given.table, given.source)
-    return Completion(completed, uncertainty, dict(sections), suggestions, dict(seconds), dict(calibration), notes)
