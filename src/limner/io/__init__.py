@@ -7,18 +7,25 @@ in the same form. In memory sections lie along the first axis, lengths are mm, o
 from limner.io.images import read
 from limner.io.label_tables import TableFormat, default_colour, default_table, read_table, write_table
 from limner.io.labels import read_label_volume, read_labels
+from limner.io.ome_zarr import LabelStream, write_ome_zarr
 from limner.io.positions import read_positions
 from limner.io.results import write_result
+from limner.io.slide import Level, Slide, open_slide
 
 __all__ = [
+    "LabelStream",
+    "Level",
+    "Slide",
     "TableFormat",
     "default_colour",
     "default_table",
+    "open_slide",
     "read",
     "read_label_volume",
     "read_labels",
     "read_positions",
     "read_table",
+    "write_ome_zarr",
     "write_result",
     "write_table",
 ]

@@ -77,7 +77,7 @@ def load_tiff(path: Path, labels: bool = False) -> Content:
 
 def load_pages(path: Path, labels: bool = False) -> tuple[NDArray[Any], PartialSpacing]:
     """Pixels as of `load_tiff`, with whichever of the spacings along z, y, x (mm) the metadata state, else None."""
-    with _damage_raises(path):
+    with damage_raises(path):
         with reading(path):
             tif = tifffile.TiffFile(path)
         with tif:
@@ -160,7 +160,7 @@ def _spacing(tif: tifffile.TiffFile) -> PartialSpacing:
     if tif.is_imagej:
         return _imagej_spacing(tif)
     if tif.ome_metadata:
-        return _ome_spacing(tif.ome_metadata)
+        return ome_spacing(tif.ome_metadata)
     own = (tif.shaped_metadata or ({},))[0].get("spacing_mm")
     return (own[0], own[1], own[2]) if own else (None, None, None)
 
@@ -179,8 +179,10 @@ def _imagej_spacing(tif: tifffile.TiffFile) -> PartialSpacing:
     return (z if z > 0 else None), pixel("YResolution"), pixel("XResolution")
 
 
-def _ome_spacing(xml: str) -> PartialSpacing:
-    pixels = next((e for e in ElementTree.fromstring(xml).iter() if e.tag.endswith("}Pixels")), None)
+def ome_spacing(xml: str, image: int = 0) -> PartialSpacing:
+    """Spacings along z, y, x in mm that OME-XML states for its `image`-th image; None where it states none."""
+    all_pixels = [e for e in ElementTree.fromstring(xml).iter() if e.tag.endswith("}Pixels")]
+    pixels = all_pixels[image] if image < len(all_pixels) else None
 
     def size(axis: str) -> float | None:
         stated = None if pixels is None else pixels.get(f"PhysicalSize{axis}")
@@ -196,7 +198,7 @@ def _mm_per(unit: str) -> float | None:
 
 
 @contextmanager
-def _damage_raises(path: Path) -> Iterator[None]:
+def damage_raises(path: Path) -> Iterator[None]:
     """tifffile logs a broken chain of pages and goes on with fewer; raise instead, and keep the log off stderr."""
     logger, records = logging.getLogger("tifffile"), _Records()
     propagate, logger.propagate = logger.propagate, False
