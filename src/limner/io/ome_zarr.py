@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
-from numcodecs import Blosc
+from numcodecs import Zlib
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import ZstdCodec
 
 from limner.io.content import Content, PartialSpacing, Triple, complete_spacing, reading, real_pixels
 from limner.io.tiff import MM_PER_UNIT
@@ -400,7 +400,8 @@ def _create_array(
         shape=shape,
         dtype=dtype.newbyteorder("="),
         chunks=tuple(max(1, chunk[a]) for a in axes),
-        compressors=BloscCodec(cname="zstd", clevel=5, shuffle="shuffle") if three else Blosc("zstd", 5, Blosc.SHUFFLE),
+        # with checksums; Blosc's decoder reads on past the end of a truncated chunk and returns what it finds
+        compressors=ZstdCodec(level=3, checksum=True) if three else Zlib(level=4),
         fill_value=0,
         dimension_names=list(axes) if three else None,
         chunk_key_encoding={"name": "default" if three else "v2", "separator": "/"},

@@ -45,6 +45,9 @@ MM_PER_UNIT = {
     "in": 25.4,
     "inch": 25.4,
 }
+OME_TIFF_ENDINGS = (".ome.tif", ".ome.tiff")
+OME_SMALLEST_LEVEL = 1024  # the pyramid ends with the first level that is no longer than this along y and x
+OME_TILE = (512, 512)
 IMAGEJ_TYPES = (np.uint8, np.uint16, np.float32)
 IMAGEJ_LARGEST_BYTES = 2**32 - 2**26
 
@@ -72,7 +75,9 @@ def load_tiff(path: Path, labels: bool = False) -> Content:
     """
     pixels, partial = load_pages(path, labels)
     spacing = complete_spacing(partial, pixels.shape[0])
-    return Content(pixels, spacing, Source("tiff", path, path.suffix.lower()))
+    name = path.name.lower()
+    extension = next((e for e in OME_TIFF_ENDINGS if name.endswith(e)), path.suffix.lower())
+    return Content(pixels, spacing, Source("tiff", path, extension))
 
 
 def load_pages(path: Path, labels: bool = False) -> tuple[NDArray[Any], PartialSpacing]:
@@ -93,6 +98,36 @@ def load_pages(path: Path, labels: bool = False) -> tuple[NDArray[Any], PartialS
     if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
         raise ValueError(f"read(): {path} holds CMYK colours; export it as RGB or grey")
     return real_pixels(without_alpha(pixels, path) if pixels.ndim == 4 else pixels, path), spacing
+
+
+def save_ome_tiff(path: Path, pixels: NDArray[Any], spacing: Triple) -> None:
+    """Write (Z, Y, X) or (Z, Y, X, 3) pixels as OME-TIFF, zlib-compressed, tiled and with a pyramid where large.
+
+    Integers of one channel are taken for labels: a coarser level holds every second pixel and never a mean. Spacing
+    (z, y, x) in mm is stated in micrometre.
+    """
+    sizes: dict[str, Any] = {"axes": "ZYXS"[: pixels.ndim]}
+    for axis, mm in zip("ZYX", spacing, strict=True):
+        sizes |= {f"PhysicalSize{axis}": float(f"{mm * 1e3:.12g}"), f"PhysicalSize{axis}Unit": "µm"}
+    levels = [pixels]
+    while max(levels[-1].shape[1:3]) > OME_SMALLEST_LEVEL:
+        finer = levels[-1]
+        if pixels.ndim == 3 and pixels.dtype.kind in "iu":
+            levels.append(np.ascontiguousarray(finer[:, ::2, ::2]))
+            continue
+        even = np.pad(finer, [(0, 0), *((0, n % 2) for n in finer.shape[1:3]), (0, 0)][: finer.ndim], mode="edge")
+        quarters = [even[:, y::2, x::2] for y in (0, 1) for x in (0, 1)]
+        mean = np.mean(quarters, axis=0, dtype=np.float32)
+        levels.append((mean if finer.dtype.kind == "f" else np.rint(mean)).astype(finer.dtype))
+    options: dict[str, Any] = {
+        "compression": "zlib",
+        "photometric": "rgb" if pixels.ndim == 4 else "minisblack",
+        "tile": OME_TILE if len(levels) > 1 else None,
+    }
+    with tifffile.TiffWriter(path, ome=True, bigtiff=pixels.nbytes > IMAGEJ_LARGEST_BYTES // 2) as tif:
+        tif.write(levels[0], subifds=len(levels) - 1, metadata=sizes, **options)
+        for level in levels[1:]:
+            tif.write(level, subfiletype=1, **options)
 
 
 def save_tiff(path: Path, pixels: NDArray[Any], spacing: Triple) -> None:
