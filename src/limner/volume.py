@@ -19,8 +19,8 @@ class Source:
 
     Parameters
     ----------
-    kind : {'volume', 'tiff', 'folder'}
-        One file with geometry (NIfTI, NRRD, MHA), one multi-page TIFF, or a folder of section images.
+    kind : {'volume', 'tiff', 'folder', 'ome-zarr'}
+        One file with geometry (NIfTI, NRRD, MHA), one multi-page TIFF, a folder of section images, or an OME-Zarr.
     path : Path
         The file or folder.
     extension : str
@@ -38,7 +38,7 @@ class Source:
         The file states its geometry in micrometres (NRRD); results do too.
     """
 
-    kind: Literal["volume", "tiff", "folder"]
+    kind: Literal["volume", "tiff", "folder", "ome-zarr"]
     path: Path
     extension: str
     section_axis: int = 0

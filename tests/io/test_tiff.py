@@ -6,6 +6,7 @@ import tifffile
 from PIL import Image
 
 from limner.io import read, write_result
+from limner.io.tiff import save_ome_tiff
 
 PIXELS = np.arange(4 * 5 * 6, dtype=np.uint16).reshape(4, 5, 6)
 PER_MICRON = (1 / 10, 1 / 20)  # x, y: pixels of 10 and 20 um
@@ -164,3 +165,38 @@ def test_three_sections_are_not_written_as_colours(tmp_path):
     for largest in (3, 70000):
         written = write_result(tmp_path / "out", "labels", np.full((3, 5, 6), largest), stack)
         assert read(written).pixels.shape == (3, 5, 6)
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("shape", [(3, 90, 71), (1, 90, 71)])
+def test_ome_tiff_with_a_pyramid_comes_back_through_tifffile(tmp_path, monkeypatch, colour, shape):
+    monkeypatch.setattr("limner.io.tiff.OME_SMALLEST_LEVEL", 40)
+    monkeypatch.setattr("limner.io.tiff.OME_TILE", (16, 16))
+    pixels = np.random.default_rng(0).integers(0, 70000, (*shape, 3) if colour else shape)
+    pixels = pixels.astype(np.uint8 if colour else np.uint32)
+    save_ome_tiff(tmp_path / "a.ome.tif", pixels, (0.05, 0.02, 0.0003))
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as tif:
+        (series,) = tif.series
+        assert [level.shape[-2 - colour] for level in series.levels] == [90, 45, 23]
+        assert np.array_equal(series.asarray().reshape(pixels.shape), pixels)
+        coarse = series.levels[1].asarray().reshape(-1, 45, 36, *[3] * colour)
+        if colour:
+            assert abs(coarse[0, 3, 4, 0] - pixels[0, 6:8, 8:10, 0].mean()) <= 0.5
+        else:
+            assert np.array_equal(coarse, pixels[:, ::2, ::2])
+        assert 'PhysicalSizeX="0.3"' in tif.ome_metadata
+    back = read(tmp_path / "a.ome.tif")
+    assert np.array_equal(back.pixels, pixels)
+    assert back.space.spacing == pytest.approx((0.05, 0.02, 0.0003))
+
+
+def test_ome_tiff_stays_ome_tiff(tmp_path):
+    sizes = {"PhysicalSizeZ": 50, "PhysicalSizeY": 20, "PhysicalSizeX": 10}
+    tifffile.imwrite(tmp_path / "a.ome.tif", PIXELS, metadata={"axes": "ZYX"} | sizes)
+    stack = read(tmp_path / "a.ome.tif")
+    written = write_result(tmp_path / "out", "labels", np.full(PIXELS.shape, 9), stack)
+    assert written.name == "labels.ome.tif"
+    with tifffile.TiffFile(written) as tif:
+        assert tif.is_ome
+        assert tif.series[0].axes == "ZYX"
+    assert read(written).space.spacing == pytest.approx((0.05, 0.02, 0.01))

@@ -62,7 +62,9 @@ def describe(info: Info) -> Iterator[str]:
 
 def _describe_grid(path: Path, content: Content) -> Iterator[str]:
     source, shape = content.source, content.pixels.shape
-    kind = {"volume": "volume", "tiff": "multi-page TIFF", "folder": "folder of sections"}[source.kind]
+    kind = {"volume": "volume", "tiff": "multi-page TIFF", "folder": "folder of sections", "ome-zarr": "OME-Zarr"}[
+        source.kind
+    ]
     yield f"{path}: {kind} ({source.extension})"
     yield f"sections: {shape[0]}"
     yield f"size of a section: {shape[1]} x {shape[2]} pixels (y, x)"

@@ -1,4 +1,4 @@
-"""Read a stack from a folder of sections, a TIFF, or a NIfTI, NRRD or MHA volume."""
+"""Read a stack from a folder of sections, a TIFF, an OME-Zarr, or a NIfTI, NRRD or MHA volume."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.io.content import Content, Triple
+from limner.io.ome_zarr import is_ome_zarr, load_ome_zarr
 from limner.io.positions import read_positions
 from limner.io.sections import list_sections, load_folder
 from limner.io.tiff import load_tiff
@@ -33,8 +34,8 @@ def read(
     Parameters
     ----------
     path : str or Path
-        A folder of PNG, TIFF or JPEG sections (natural order), a TIFF, or a ``.nii``, ``.nii.gz``, ``.nrrd``,
-        ``.nhdr``, ``.mha`` or ``.mhd`` file.
+        A folder of PNG, TIFF or JPEG sections (natural order), a TIFF or OME-TIFF, an OME-Zarr (0.4 or 0.5), or a
+        ``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
     spacing : tuple of float, optional
         Spacing in mm: between sections, then y and x within a section. Overrides what the file states.
     section_axis : {'z', 'y', 'x', 'k', 'j', 'i'}
@@ -79,6 +80,8 @@ def load(path: Path, labels: bool = False) -> Content:
     """What `path` holds, its axes as in the file; `labels` keeps palette indices and pads sections with 0."""
     if not path.exists():
         raise ValueError(f"read(): {path} does not exist")
+    if is_ome_zarr(path):
+        return load_ome_zarr(path, labels)
     if path.is_dir():
         return load_folder(path, labels)
     name = path.name.lower()
@@ -88,8 +91,8 @@ def load(path: Path, labels: bool = False) -> Content:
     ending = max((e for e in VOLUME_ENDINGS if name.endswith(e)), key=len, default=None)
     if ending is None:
         raise ValueError(
-            f"read(): {path} is of no known format; give a folder of PNG, TIFF or JPEG sections, or a file ending in "
-            f"{', '.join(TIFF_ENDINGS + VOLUME_ENDINGS)}"
+            f"read(): {path} is of no known format; give a folder of PNG, TIFF or JPEG sections, an OME-Zarr, or "
+            f"a file ending in {', '.join(TIFF_ENDINGS + VOLUME_ENDINGS)}"
         )
     return load_volume(path, ending)
 
@@ -118,7 +121,7 @@ def axis_number(section_axis: str, path: Path) -> int:
     axis = SECTION_AXES.get(section_axis)
     if axis is None:
         raise ValueError(f"read(): section_axis is {section_axis!r}; give one of {', '.join(SECTION_AXES)}")
-    if axis != 0 and path.is_dir():
+    if axis != 0 and path.is_dir() and not is_ome_zarr(path):
         raise ValueError(
             f"read(): section_axis is {section_axis!r}, but {path} is a folder of sections; leave section_axis out"
         )

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from limner.annotations import SectionLabels
 from limner.io.content import Content, Triple
+from limner.io.geojson_sections import holds_geojson, labels_from_geojson
 from limner.io.images import TIFF_ENDINGS, axis_number, load, space_of
 from limner.io.label_tables import default_table, read_table
+from limner.io.ome_zarr import is_ome_zarr, ome_zarr_table
 from limner.io.sections import SECTION_ENDINGS, centre, list_sections, load_section
 from limner.volume import LabelMap, LabelTable, Source, Volume
 
@@ -35,8 +37,10 @@ def read_labels(
     Parameters
     ----------
     path : str or Path
-        A volume or TIFF of the stack's shape; or, for a stack read from a folder, a folder that holds the labelled
-        sections alone, each named like its image (``s001.png`` for ``s001.jpg``) and of its size.
+        A volume, TIFF or OME-Zarr of the stack's shape; or, for a stack read from a folder, a folder that holds the
+        labelled sections alone, each named like its image (``s001.png`` for ``s001.jpg``) and of its size, or as QuPath
+        GeoJSON (``s001.geojson`` or ``s001.jpg.geojson``, ``.gz`` or not). A single GeoJSON will do for a stack of one
+        section.
     like : Volume or LabelMap
         The stack that the labels belong to.
     labelled : sequence of int, optional
@@ -45,7 +49,9 @@ def read_labels(
     section_axis : {'z', 'y', 'x', 'k', 'j', 'i'}, optional
         As of `read`; else that of `like`.
     table : mapping of int to Label, str or Path, optional
-        Names and colours, or the file that holds them; else names ``label N`` and colours of `default_table`.
+        Names and colours, or the file that holds them; else names ``label N`` and colours of `default_table`. The
+        classes of GeoJSON get the labels that the table gives to their names; without a table 1, 2, ... in the order
+        of the alphabet.
 
     Returns
     -------
@@ -73,7 +79,10 @@ def read_labels(
     (0,)
     """
     path = Path(path)
-    if path.is_dir():
+    if holds_geojson(path):
+        label_map, with_file = labels_from_geojson(path, like, _read_table(table))
+        _check_have_files(path, like, labelled, with_file)
+    elif path.is_dir() and not is_ome_zarr(path):
         label_map, with_file = _from_folder(path, like)
         _check_have_files(path, like, labelled, with_file)
     else:
@@ -84,7 +93,7 @@ def read_labels(
         raise ValueError(
             f"read_labels(): {path} labels no section; label at least one, or name those meant as labelled"
         )
-    return SectionLabels(replace(label_map, table=_table(table, label_map.labels)), wanted)
+    return SectionLabels(_with_table(label_map, table), wanted)
 
 
 def read_label_volume(
@@ -133,12 +142,15 @@ def read_label_volume(
     path = Path(path)
     if like is None:
         label_map = _on_its_own(path, spacing, section_axis or "z")
-    elif path.is_dir():
+    elif holds_geojson(path):
+        label_map, with_file = labels_from_geojson(path, like, _read_table(table))
+        _check_have_files(path, like, range(like.space.shape[0]), with_file)
+    elif path.is_dir() and not is_ome_zarr(path):
         label_map, with_file = _from_folder(path, like)
         _check_have_files(path, like, range(like.space.shape[0]), with_file)
     else:
         label_map = _from_volume(path, like, section_axis)
-    return replace(label_map, table=_table(table, label_map.labels))
+    return _with_table(label_map, table)
 
 
 def read_label_image(path: str | Path) -> NDArray[np.integer[Any]]:
@@ -181,7 +193,7 @@ def _on_its_own(path: Path, spacing: Triple | None, section_axis: str) -> LabelM
     content = load(path, labels=True).with_sections_first(axis_number(section_axis, path))
     labels = as_labels(content.pixels, path)
     source = replace(content.source, file_spacing=None if spacing is not None else content.spacing)
-    return LabelMap(labels, space_of(content, spacing), source=source)
+    return LabelMap(labels, space_of(content, spacing), _own_table(path), source)
 
 
 def _from_volume(path: Path, like: Volume | LabelMap, section_axis: str | None) -> LabelMap:
@@ -195,7 +207,11 @@ def _from_volume(path: Path, like: Volume | LabelMap, section_axis: str | None) 
         )
     _check_spacing(path, content, like)
     _check_place(path, content, like)
-    return LabelMap(labels, like.space, source=replace(content.source, file_spacing=content.spacing))
+    return LabelMap(labels, like.space, _own_table(path), replace(content.source, file_spacing=content.spacing))
+
+
+def _own_table(path: Path) -> LabelTable:
+    return ome_zarr_table(path) if is_ome_zarr(path) else {}
 
 
 def _axis_of(like: Volume | LabelMap) -> int:
@@ -312,7 +328,14 @@ def as_labels(pixels: NDArray[Any], path: Path) -> NDArray[np.integer[Any]]:
     raise ValueError(f"read_labels(): {path} holds the label {highest:.0f}; renumber labels above 2147483647")
 
 
-def _table(table: LabelTable | str | Path | None, labels: NDArray[np.integer[Any]]) -> LabelTable:
-    if table is None:
-        return default_table(np.unique(labels).tolist())
+def _with_table(label_map: LabelMap, table: LabelTable | str | Path | None) -> LabelMap:
+    """The given table, else that of the file itself, else names ``label N``."""
+    given = _read_table(table)
+    if given is None:
+        present = np.unique(label_map.labels).tolist()
+        given = {**default_table(present), **label_map.table}
+    return replace(label_map, table=given)
+
+
+def _read_table(table: LabelTable | str | Path | None) -> LabelTable | None:
     return read_table(table)[0] if isinstance(table, str | Path) else table

@@ -11,17 +11,20 @@ import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.io.ome_zarr import ome_zarr_version, save_ome_zarr
 from limner.io.sections import centre_slices
-from limner.io.tiff import save_tiff
+from limner.io.tiff import OME_TIFF_ENDINGS, save_ome_tiff, save_tiff
 from limner.io.volumes import save_volume
 from limner.space import Space
-from limner.volume import Source, Volume
+from limner.volume import LabelTable, Source, Volume
 
 # Formats of two files are written as one.
 SINGLE_FILE_ENDINGS = {".mhd": ".mha", ".nhdr": ".nrrd"}
 
 
-def write_result(folder: str | Path, stem: str, pixels: NDArray[Any], like: Volume) -> Path:
+def write_result(
+    folder: str | Path, stem: str, pixels: NDArray[Any], like: Volume, table: LabelTable | None = None
+) -> Path:
     """Write labels or a map of numbers in the form that a stack was read from.
 
     Parameters
@@ -35,8 +38,11 @@ def write_result(folder: str | Path, stem: str, pixels: NDArray[Any], like: Volu
         them, floating point numbers as float32.
     like : Volume
         The stack. From a volume or TIFF comes one file of the same geometry, axes in the file's own order (``.mhd``
-        becomes ``.mha``, ``.nhdr`` ``.nrrd``); from a folder comes a folder with a PNG for each section (TIFF for
-        numbers and for labels above 65535), of that section's own size; from memory comes ``.nii.gz``.
+        becomes ``.mha``, ``.nhdr`` ``.nrrd``); from OME-Zarr an OME-Zarr of the same version; from a folder comes a
+        folder with a PNG for each section (TIFF for numbers and for labels above 65535), of that section's own size;
+        from memory comes ``.nii.gz``.
+    table : mapping of int to Label, optional
+        Names and colours of labels, which OME-Zarr holds itself; other forms have no place for it (`write_table`).
 
     Returns
     -------
@@ -70,7 +76,11 @@ def write_result(folder: str | Path, stem: str, pixels: NDArray[Any], like: Volu
         return _write_folder(_target(folder, stem, source), pixels, like.space, source)
     target = _target(folder, stem + SINGLE_FILE_ENDINGS.get(source.extension, source.extension), source)
     pixels, space = _in_file_order(pixels, like.space, source)
-    if source.kind == "tiff":
+    if source.kind == "ome-zarr":
+        _write_zarr(target, pixels, space, source, table)
+    elif source.extension in OME_TIFF_ENDINGS:
+        _write_complete(target, lambda path: save_ome_tiff(path, pixels, space.spacing))
+    elif source.kind == "tiff":
         _write_complete(target, lambda path: save_tiff(path, pixels, space.spacing))
     else:
         _write_complete(target, lambda path: save_volume(path, pixels, space, source.in_microns))
@@ -117,6 +127,21 @@ def _write_complete(target: Path, write: Callable[[Path], None]) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _write_zarr(target: Path, pixels: NDArray[Any], space: Space, source: Source, table: LabelTable | None) -> None:
+    """Integers are labels, with or without names. An earlier result makes way when the new one is complete."""
+    partial, earlier = (target.with_name(f".{word}-{target.name}") for word in ("partial", "earlier"))
+    shutil.rmtree(partial, ignore_errors=True)
+    labels = (table or {}) if pixels.dtype.kind in "iu" else None
+    version = ome_zarr_version(source.path)
+    name = target.name.removesuffix(source.extension)
+    save_ome_zarr(partial, pixels, space.spacing, space.origin, version=version, table=labels, name=name)
+    if target.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        target.replace(earlier)
+    partial.replace(target)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _write_folder(target: Path, pixels: NDArray[Any], space: Space, source: Source) -> Path:

@@ -45,6 +45,9 @@ MM_PER_UNIT = {
     "in": 25.4,
     "inch": 25.4,
 }
+OME_TIFF_ENDINGS = (".ome.tif", ".ome.tiff")
+OME_SMALLEST_LEVEL = 1024  # the pyramid ends with the first level that is no longer than this along y and x
+OME_TILE = (512, 512)
 IMAGEJ_TYPES = (np.uint8, np.uint16, np.float32)
 IMAGEJ_LARGEST_BYTES = 2**32 - 2**26
 
@@ -72,12 +75,14 @@ def load_tiff(path: Path, labels: bool = False) -> Content:
     """
     pixels, partial = load_pages(path, labels)
     spacing = complete_spacing(partial, pixels.shape[0])
-    return Content(pixels, spacing, Source("tiff", path, path.suffix.lower()))
+    name = path.name.lower()
+    extension = next((e for e in OME_TIFF_ENDINGS if name.endswith(e)), path.suffix.lower())
+    return Content(pixels, spacing, Source("tiff", path, extension))
 
 
 def load_pages(path: Path, labels: bool = False) -> tuple[NDArray[Any], PartialSpacing]:
     """Pixels as of `load_tiff`, with whichever of the spacings along z, y, x (mm) the metadata state, else None."""
-    with _damage_raises(path):
+    with damage_raises(path):
         with reading(path):
             tif = tifffile.TiffFile(path)
         with tif:
@@ -93,6 +98,36 @@ def load_pages(path: Path, labels: bool = False) -> tuple[NDArray[Any], PartialS
     if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
         raise ValueError(f"read(): {path} holds CMYK colours; export it as RGB or grey")
     return real_pixels(without_alpha(pixels, path) if pixels.ndim == 4 else pixels, path), spacing
+
+
+def save_ome_tiff(path: Path, pixels: NDArray[Any], spacing: Triple) -> None:
+    """Write (Z, Y, X) or (Z, Y, X, 3) pixels as OME-TIFF, zlib-compressed, tiled and with a pyramid where large.
+
+    Integers of one channel are taken for labels: a coarser level holds every second pixel and never a mean. Spacing
+    (z, y, x) in mm is stated in micrometre.
+    """
+    sizes: dict[str, Any] = {"axes": "ZYXS"[: pixels.ndim]}
+    for axis, mm in zip("ZYX", spacing, strict=True):
+        sizes |= {f"PhysicalSize{axis}": float(f"{mm * 1e3:.12g}"), f"PhysicalSize{axis}Unit": "µm"}
+    levels = [pixels]
+    while max(levels[-1].shape[1:3]) > OME_SMALLEST_LEVEL:
+        finer = levels[-1]
+        if pixels.ndim == 3 and pixels.dtype.kind in "iu":
+            levels.append(np.ascontiguousarray(finer[:, ::2, ::2]))
+            continue
+        even = np.pad(finer, [(0, 0), *((0, n % 2) for n in finer.shape[1:3]), (0, 0)][: finer.ndim], mode="edge")
+        quarters = [even[:, y::2, x::2] for y in (0, 1) for x in (0, 1)]
+        mean = np.mean(quarters, axis=0, dtype=np.float32)
+        levels.append((mean if finer.dtype.kind == "f" else np.rint(mean)).astype(finer.dtype))
+    options: dict[str, Any] = {
+        "compression": "zlib",
+        "photometric": "rgb" if pixels.ndim == 4 else "minisblack",
+        "tile": OME_TILE if len(levels) > 1 else None,
+    }
+    with tifffile.TiffWriter(path, ome=True, bigtiff=pixels.nbytes > IMAGEJ_LARGEST_BYTES // 2) as tif:
+        tif.write(levels[0], subifds=len(levels) - 1, metadata=sizes, **options)
+        for level in levels[1:]:
+            tif.write(level, subfiletype=1, **options)
 
 
 def save_tiff(path: Path, pixels: NDArray[Any], spacing: Triple) -> None:
@@ -160,7 +195,7 @@ def _spacing(tif: tifffile.TiffFile) -> PartialSpacing:
     if tif.is_imagej:
         return _imagej_spacing(tif)
     if tif.ome_metadata:
-        return _ome_spacing(tif.ome_metadata)
+        return ome_spacing(tif.ome_metadata)
     own = (tif.shaped_metadata or ({},))[0].get("spacing_mm")
     return (own[0], own[1], own[2]) if own else (None, None, None)
 
@@ -179,8 +214,10 @@ def _imagej_spacing(tif: tifffile.TiffFile) -> PartialSpacing:
     return (z if z > 0 else None), pixel("YResolution"), pixel("XResolution")
 
 
-def _ome_spacing(xml: str) -> PartialSpacing:
-    pixels = next((e for e in ElementTree.fromstring(xml).iter() if e.tag.endswith("}Pixels")), None)
+def ome_spacing(xml: str, image: int = 0) -> PartialSpacing:
+    """Spacings along z, y, x in mm that OME-XML states for its `image`-th image; None where it states none."""
+    all_pixels = [e for e in ElementTree.fromstring(xml).iter() if e.tag.endswith("}Pixels")]
+    pixels = all_pixels[image] if image < len(all_pixels) else None
 
     def size(axis: str) -> float | None:
         stated = None if pixels is None else pixels.get(f"PhysicalSize{axis}")
@@ -196,7 +233,7 @@ def _mm_per(unit: str) -> float | None:
 
 
 @contextmanager
-def _damage_raises(path: Path) -> Iterator[None]:
+def damage_raises(path: Path) -> Iterator[None]:
     """tifffile logs a broken chain of pages and goes on with fewer; raise instead, and keep the log off stderr."""
     logger, records = logging.getLogger("tifffile"), _Records()
     propagate, logger.propagate = logger.propagate, False
