@@ -588,10 +588,15 @@ def test_every_number_in_the_settings_has_a_range():
     ],
 )
 def test_numbers_out_of_range_are_refused(name, allowed, refused):
-    assert getattr(replace(Settings(), **{name: allowed}), name) == allowed
+    replace(Settings(), **{name: allowed}).check()
     for value in (refused, math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match=rf"^Settings\(\): {name} is {value}; give a number from [^\n]*$"):
-            replace(Settings(), **{name: value})
+            replace(Settings(), **{name: value}).check()
+
+
+def test_names_that_are_no_choice_are_refused():
+    with pytest.raises(ValueError, match=r"^Settings\(\): method is 'gme'; give one of network, fusion, product, gem$"):
+        replace(Settings(), method="gme").check()
 
 
 @pytest.mark.parametrize("none", ["local_steps", "iterations", "m_steps"])

@@ -155,6 +155,7 @@ def read_stack(command: StackComplete) -> Stack:
     ValueError
         The first fault found, in one line.
     """
+    command.settings.check()
     if command.jobs < 0:
         raise ValueError(f"--jobs: {command.jobs} is below 0; give a number of sections, or 0 for one a core")
     if not command.within_mm >= 0:

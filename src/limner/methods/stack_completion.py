@@ -42,7 +42,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -134,11 +134,16 @@ class Settings:
     seed: int = 0
     """Seed of every random draw."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for a number out of range or a name that is none of the choices."""
         for name, lowest in LOWEST.items():
             value = getattr(self, name)
             if not lowest <= value <= HIGHEST:  # NaN is not
                 raise ValueError(f"Settings(): {name} is {value}; give a number from {lowest:g} to {HIGHEST:g}")
+        for name, hint in get_type_hints(Settings).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                choices = ", ".join(get_args(hint))
+                raise ValueError(f"Settings(): {name} is {getattr(self, name)!r}; give one of {choices}")
 
 
 # ---- one model: generalised EM ----------------------------------------------------------------------------------
@@ -617,6 +622,7 @@ def complete(
     array([1, 1, 1, 1, 0, 0, 0, 0], dtype=uint8)
     """
     settings, report = settings or Settings(), progress or (lambda *_: None)
+    settings.check()
     check(images, annotations)
     device = chosen_device(device)
     options = FusionOptions(**{n: getattr(settings, n) for n in FusionOptions.__dataclass_fields__})
