@@ -11,7 +11,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 SAMPLE = Path("examples", "data", "mouse_stack")
 WITHIN_MM = 0.2
-TRAINING_STEPS = 1000  # fewer than the default, so that the demo takes minutes on two cores
+TRAINING_STEPS = 700  # fewer than the default, so that the demo takes minutes on two cores
 
 
 @dataclass(frozen=True)
