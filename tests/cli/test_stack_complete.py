@@ -249,6 +249,15 @@ def absent_weights(data: Path) -> list[str]:
     return command(data, "--network", "fcn_vgg16", "--vgg16-weights", str(data / "nothing.pth"))
 
 
+def positions_in_micrometres(data: Path) -> list[str]:
+    (data / "positions.csv").write_text("".join(f"{z},{100 * z}\n" for z in range(SHAPE[0])))
+    return command(data, "--positions", str(data / "positions.csv"))
+
+
+def images_and_labels_swapped(data: Path) -> list[str]:
+    return command(data, images="labels.nii.gz", labels="images.nii.gz")
+
+
 def damaged_weights(data: Path) -> list[str]:
     (data / "vgg16.pth").write_text("no weights")
     return command(data, "--network", "fcn_vgg16", "--vgg16-weights", str(data / "vgg16.pth"))
@@ -296,6 +305,11 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (nan_in_images, r"section 2 of .*images\.nrrd holds NaN"),
     (duplicate_positions, r"positions\.csv puts section 2 at 0\.2 mm and the next, 3, at 0\.2 mm"),
     (unsorted_positions, r"positions\.csv puts section 2 at 0\.3 mm and the next, 3, at 0\.2 mm"),
+    (
+        positions_in_micrometres,
+        r"positions\.csv lie 100 mm apart, by the spacing 0\.05 mm; give both in mm",
+    ),
+    (images_and_labels_swapped, r"--labelled: .*images\.nii\.gz labels every section of .*; give IMAGES first"),
     (cuda_absent, "--device: cuda is asked for, but torch finds no CUDA GPU"),
     (foreign_label_name, r"section3\.png in .* is named like no section"),
     (sections_without_spacing, "has no spacing"),
@@ -477,7 +491,7 @@ def test_a_complete_run_is_not_repeated(data: Path, method: Method, capsys: pyte
 def test_a_stopped_run_goes_on(data: Path, method: Method, capsys: pytest.CaptureFixture[str]) -> None:
     method.stop_after = 2
     assert main(command(data)) == 130
-    assert "Stopped; the same command goes on where it stopped." in capsys.readouterr().err
+    assert "Stopped; the same command goes on from the last finished stage or section." in capsys.readouterr().err
     out = data.parent / "out"
     assert record(data)["status"] == "running"
     assert {p.name for p in out.iterdir()} == {".resume", "run.json"}

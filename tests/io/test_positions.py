@@ -49,7 +49,7 @@ def test_a_stack_without_names_goes_by_index(table):
         ("s1,0\ns2,near\ns10,2\n", "line 2 of .* has 'near' as position"),
         ("s1,near\ns2,1\ns10,2\n", "line 1 of .* has 'near' as position"),
         ("s1,0\ns2,inf\ns10,2\n", "'inf' as position"),
-        ("s1,0\ns2,1\ns10,1\n", "section s2.png at 1.0 mm and the next, s10.png, at 1.0 mm; .* must increase"),
+        ("s1,0\ns2,1\ns10,1\n", "section s2.png at 1 mm and the next, s10.png, at 1 mm; .* must increase"),
         ("s1,0\ns2,2\ns10,1\n", "must increase"),
         ("s1,0\ns2\ns10,1\n", "line 2 of .* fewer than two fields"),
         ("", "is empty"),

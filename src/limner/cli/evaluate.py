@@ -23,7 +23,8 @@ class EvaluateLabels:
 
     A pixel counts when it lies inside a true structure of its section or within `--within-mm` of one. Accuracy is the
     fraction of these pixels whose label, background included, is right: median and minimum over sections. Dice is taken
-    per structure over the pixels of all sections together; the mean counts each structure once.
+    per structure over the pixels of all sections together; the mean counts each structure once. Name the sections that
+    were completed with --sections: those that were labelled by hand are right by definition.
     """
 
     predicted: Annotated[Positional[Path], arg(metavar="PRED")]

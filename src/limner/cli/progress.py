@@ -1,4 +1,4 @@
-"""How far a run has come: bars with time left in a terminal, one line a stage elsewhere."""
+"""How far a run has come: bars with time left in a terminal, lines now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 Report = Callable[[str, int, int], None]
+SECONDS_BETWEEN_LINES = 30  # where there is no terminal
 
 
 @contextmanager
@@ -75,16 +76,24 @@ def _to_bars(bars: Progress) -> Report:
 
 
 def _to_lines(stream: TextIO) -> Report:
-    started: dict[str, float] = {}
+    """A stage begins when the one before it ended, for its first report comes when something of it is done already."""
+    began = told = time.monotonic()
     finished: set[str] = set()
     lock = threading.Lock()
 
     def report(stage: str, done: int, total: int) -> None:
+        nonlocal began, told
         with lock:
-            started.setdefault(stage, time.monotonic())
-            if done >= total and stage not in finished:
+            now = time.monotonic()
+            if stage in finished or (done < total and now - told < SECONDS_BETWEEN_LINES):
+                return
+            told, seconds = now, now - began
+            if done >= total:
                 finished.add(stage)
-                seconds = time.monotonic() - started[stage]
+                began = now
                 print(f"{stage}: {done} of {total} ({seconds:.1f} s)", file=stream, flush=True)
+            else:
+                left = seconds * (total - done) / max(done, 1)
+                print(f"{stage}: {done} of {total} (about {left:.0f} s left)", file=stream, flush=True)
 
     return report

@@ -100,7 +100,7 @@ class StackComplete:
             completion = _complete(self, stack, folder)
             done = _finish(self, stack, folder, running, completion)
         except KeyboardInterrupt:
-            print("\nStopped; the same command goes on where it stopped.", file=sys.stderr)
+            print("\nStopped; the same command goes on from the last finished stage or section.", file=sys.stderr)
             return 130, running
         print_summary(self.output, done)
         return 0, done
@@ -170,6 +170,11 @@ def read_stack(command: StackComplete) -> Stack:
         positions=command.positions,
     )
     annotations = read_labels(command.labels, images, labelled=command.labelled or None, table=command.label_table)
+    if not annotations.unlabelled:
+        raise ValueError(
+            f"--labelled: {command.labels} labels every section of {command.images}, so nothing is left to complete; "
+            "give IMAGES first and LABELS second, or name the labelled sections"
+        )
     structures = np.unique(annotations.label_map.labels[list(annotations.labelled)])
     if not structures.any():
         raise ValueError(f"--labelled: the labelled sections of {command.labels} hold no structure, only background")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,17 @@ def read(
     if positions is None:
         return volume
     table = read_positions(positions, volume.section_names, volume.space.shape[0])
+    _check_unit(Path(positions), table, volume.space.spacing[0])
     return replace(volume, space=volume.space.with_positions(table))
+
+
+def _check_unit(path: Path, positions: Sequence[float], spacing: float) -> None:
+    """Positions in micrometres are the usual mistake: a thousand times what the spacing says."""
+    step = float(np.median(np.diff(positions))) if len(positions) > 1 else spacing
+    if not 1 / 300 < step / spacing < 300:
+        raise ValueError(
+            f"read(): the sections in {path} lie {step:g} mm apart, by the spacing {spacing:g} mm; give both in mm"
+        )
 
 
 def load(path: Path, labels: bool = False) -> Content:

@@ -107,8 +107,8 @@ def _check_increasing(path: Path, names: Sequence[str], positions: Mapping[int, 
         if not positions[b] > positions[a]:
             first, second = (names[a], names[b]) if names else (a, b)
             raise ValueError(
-                f"read_positions(): {path} puts section {first} at {positions[a]} mm and the next, {second}, at "
-                f"{positions[b]} mm; positions must increase in the stack's order"
+                f"read_positions(): {path} puts section {first} at {positions[a]:g} mm and the next, {second}, at "
+                f"{positions[b]:g} mm; positions must increase in the stack's order"
             )
 
 
