@@ -612,6 +612,7 @@ def complete(
     Examples
     --------
     >>> from limner.space import Space
+    >>> from limner.volume import LabelMap
     >>> space = Space(shape=(3, 8, 8), spacing=(0.1, 0.1, 0.1))
     >>> labels = np.zeros(space.shape, dtype=np.uint8)
     >>> labels[0, :2], labels[2, :6] = 1, 1  # a structure that grows from two rows to six
