@@ -95,3 +95,32 @@ def augment(
     moved = (moved - middle) * gain.to(images.device) + middle + shift.to(images.device)
     weights = (grid.abs() <= 1).all(dim=-1).float()
     return moved, labels[:, 0].round().long(), weights
+
+
+def elastic(maps: Tensor, sigma: float, generator: torch.Generator, knots: int = 32) -> Tensor:
+    """Bend maps smoothly, each of the batch in its own way.
+
+    Parameters
+    ----------
+    maps : Tensor
+        Shape (B, C, Y, X); channels of one image are bent alike.
+    sigma : float
+        Standard deviation of the displacement at the knots, pixels.
+    generator : torch.Generator
+        On the CPU; decides every draw.
+    knots : int
+        Distance between knots, pixels; cubic in between.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, C, Y, X), linear between pixels, mirrored at the border.
+    """
+    n, _, height, width = maps.shape
+    coarse = (n, 2, max(2, height // knots + 1), max(2, width // knots + 1))
+    shift = F.interpolate(
+        torch.randn(coarse, generator=generator) * sigma, size=(height, width), mode="bicubic", align_corners=True
+    )
+    grid = F.affine_grid(torch.eye(2, 3).expand(n, 2, 3), [n, 1, height, width], align_corners=False)
+    shift = shift.permute(0, 2, 3, 1) * torch.tensor((2 / width, 2 / height))
+    return F.grid_sample(maps, (grid + shift).to(maps.device), padding_mode="reflection", align_corners=False)

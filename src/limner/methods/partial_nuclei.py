@@ -1,0 +1,373 @@
+"""Find all nuclei on H&E images when only some are outlined.
+
+For the pathologist who outlined some nuclei on some tiles of their own stain and wants the rest, as objects. The method is
+that of Mercadier, Besbinar and Frossard 2019 [1]_: an unlabelled pixel may be background or a nucleus that nobody drew, so
+the background term of the cross-entropy is weighted by how sure background is at each pixel.
+
+==================================  =================================================
+equation                            function
+==================================  =================================================
+m, the distance term                `distance_weight`
+B, the cluster term                 `background_cluster`
+m_hat                               `background_weight`
+the loss                            `weighted_background_loss` (minus signs put back)
+==================================  =================================================
+
+Departures: the paper stops at a pixel mask; `separate` splits it into nuclei by a watershed on the distance transform.
+alpha, beta and the disc have no published values; the defaults here were measured (docs/benchmarks.md). The schedule is
+shorter than the paper's 100,000 steps, so that it fits two processor cores.
+
+References
+----------
+.. [1] Mercadier, Besbinar, Frossard, "Automatic segmentation of nuclei in histopathology images using encoding-decoding
+   convolutional neural networks", ICASSP 2019
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.cluster.vq import kmeans2, whiten
+from skimage.color import rgb2hed
+from skimage.measure import label
+from skimage.morphology import disk, h_maxima, remove_small_objects
+from skimage.segmentation import watershed
+from torch import Tensor, nn
+
+from limner.augmentation import elastic
+
+NUCLEUS, BACKGROUND = 1, 0  # channels of the network's output
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be chosen. Values of the paper are named; a default that differs says why."""
+
+    um_per_px: float = 0.25
+    """Pixel size at which the network works, micrometres; images of another are resampled. 0.25 is 40x."""
+    loss: Literal["weighted", "plain"] = "weighted"
+    """'weighted' background (paper), or 'plain': what is not annotated counts as background, for comparison."""
+    alpha_um: float = 1.0
+    """Up to this distance from an annotated nucleus background is sure, micrometres (paper: no value)."""
+    beta: float = 1.0
+    """Decay of that certainty beyond, per micrometre (paper: no value)."""
+    least_weight: float = 0.05
+    """Certainty below this counts as 0 (paper: 0.05)."""
+    cluster_weight: float = 0.5
+    """lam: certainty of background in the lighter cluster of pixels (paper: 0.5)."""
+    disc_um: float = 1.0
+    """Radius by which that cluster is eroded, micrometres (paper: no value)."""
+    width: int = 16
+    """Channels of the network's first level; they double at each of five (paper: 64, too slow without a GPU)."""
+    patch: int = 256
+    """Side of training patches, pixels (paper: 256)."""
+    stride: int = 128
+    """Step between patches, pixels (paper: 128)."""
+    least_foreground: float = 0.1
+    """Share of annotated nucleus pixels, dilated, that a patch needs (paper: 0.1)."""
+    least_background: float = 0.4
+    """Share of pixels with background weight that a patch needs (paper: 0.4)."""
+    steps: int = 1500
+    """Gradient steps (paper: 100,000)."""
+    batch: int = 6
+    """Patches a step (paper: 6)."""
+    rate: float = 1e-3
+    """Adam's learning rate at first (paper: 1e-3)."""
+    decay: float = 0.95
+    """Factor on the rate every `decay_steps` (paper: 0.95)."""
+    decay_steps: int = 1000
+    """Steps between decays (paper: 1,000)."""
+    least_rate: float = 1e-5
+    """The rate does not fall under this (paper: 1e-5)."""
+    weight_decay: float = 1e-5
+    """gamma, on the squared weights (paper: 1e-5)."""
+    elastic_um: float = 1.0
+    """Standard deviation of elastic displacements, micrometres (paper: elastic, no value)."""
+    seed: int = 0
+    """Seed of every random draw."""
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How the probability of nucleus becomes objects. The paper stops at a mask; this is the least that splits it."""
+
+    split: bool = True
+    """Split touching nuclei by a watershed on the distance to the border."""
+    neck_um: float = 0.25
+    """How much deeper than the neck between them two nuclei must be, micrometres."""
+    smooth_um: float = 0.25
+    """Gaussian smoothing of the distance, micrometres."""
+    least_um2: float = 5.0
+    """Smaller objects are dropped, square micrometres."""
+
+
+# ---- what is known about a pixel ----------------------------------------------------------------------------------
+
+
+def distance_weight(nuclei: NDArray[np.bool_], alpha: float, beta: float, least: float = 0.05) -> NDArray[np.float32]:
+    """m: 1 up to `alpha` from an annotated nucleus, exp(-beta (d - alpha)) beyond, 0 once under `least`.
+
+    Parameters
+    ----------
+    nuclei : ndarray of bool
+        Annotated nuclei, shape (Y, X).
+    alpha : float
+        Pixels.
+    beta : float
+        Per pixel.
+    least : float
+        In [0, 1].
+
+    Returns
+    -------
+    ndarray of float32
+        Shape (Y, X), in [0, 1]; all 0 where nothing is annotated.
+
+    Examples
+    --------
+    >>> distance_weight(np.array([[True, False, False, False, False]]), alpha=1.0, beta=1.0, least=0.2).round(2)
+    array([[1.  , 1.  , 0.37, 0.  , 0.  ]], dtype=float32)
+    """
+    if not nuclei.any():
+        return np.zeros(nuclei.shape, dtype=np.float32)
+    distance = ndimage.distance_transform_edt(~nuclei)
+    weight = np.exp(-beta * np.maximum(distance - alpha, 0))
+    return np.where(weight < least, 0, weight).astype(np.float32)
+
+
+def background_cluster(image: NDArray[np.uint8], radius: int, seed: int = 0) -> NDArray[np.bool_]:
+    """B, eroded: the larger of two clusters of pixels by their haematoxylin and eosin, less a disc's radius.
+
+    Parameters
+    ----------
+    image : ndarray of uint8
+        RGB, shape (Y, X, 3).
+    radius : int
+        Of the disc, pixels.
+    seed : int
+        Of k-means.
+
+    Returns
+    -------
+    ndarray of bool
+        Shape (Y, X); all False where the image has one colour only.
+    """
+    stains = rgb2hed(image)[..., :2].reshape(-1, 2)
+    if (stains.std(axis=0) < 1e-6).any():
+        return np.zeros(image.shape[:2], dtype=bool)
+    _, cluster = kmeans2(whiten(stains), 2, minit="++", seed=seed)
+    larger = cluster.reshape(image.shape[:2]) == np.bincount(cluster, minlength=2).argmax()
+    return ndimage.binary_erosion(larger, disk(radius), border_value=1) if radius else larger
+
+
+def background_weight(nuclei: NDArray[np.bool_], cluster: NDArray[np.bool_], settings: Settings) -> NDArray[np.float32]:
+    """m_hat: the larger of m and lam B; 0 on annotated nuclei, which are never background.
+
+    Parameters
+    ----------
+    nuclei, cluster : ndarray of bool
+        Shape (Y, X), at `Settings.um_per_px`.
+    settings : Settings
+        alpha, beta, lam.
+
+    Returns
+    -------
+    ndarray of float32
+        Shape (Y, X), in [0, 1]; never under m but on the nuclei themselves.
+    """
+    if settings.loss == "plain":
+        return (~nuclei).astype(np.float32)
+    px = settings.um_per_px
+    m = distance_weight(nuclei, settings.alpha_um / px, settings.beta * px, settings.least_weight)
+    return np.where(nuclei, 0, np.maximum(m, settings.cluster_weight * cluster)).astype(np.float32)
+
+
+def weighted_background_loss(logits: Tensor, nuclei: Tensor, weight: Tensor) -> Tensor:
+    """- sum y log p_fg - sum m_hat (1 - y) log p_bg, over the sum of what is known.
+
+    Parameters
+    ----------
+    logits : Tensor
+        Background and nucleus, shape (B, 2, Y, X).
+    nuclei : Tensor
+        y: 1 on annotated nuclei, else 0, shape (B, Y, X).
+    weight : Tensor
+        m_hat, shape (B, Y, X), in [0, 1]. Pixels with y = 0 and m_hat = 0 are unknown: no loss and no gradient.
+
+    Returns
+    -------
+    Tensor
+        Scalar, nats a known pixel; 0 where nothing is known.
+    """
+    log_p = torch.log_softmax(logits, dim=1)
+    known = weight * (1 - nuclei)
+    total = -(nuclei * log_p[:, NUCLEUS] + known * log_p[:, BACKGROUND]).sum()
+    return total / (nuclei + known).sum().clamp_min(1)
+
+
+# ---- training ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image of which some nuclei are annotated, at `Settings.um_per_px`.
+
+    Parameters
+    ----------
+    image : ndarray of uint8
+        RGB, shape (Y, X, 3).
+    nuclei : ndarray of bool
+        Annotated nuclei, shape (Y, X).
+    weight : ndarray of float32
+        m_hat, shape (Y, X).
+    """
+
+    image: NDArray[np.uint8]
+    nuclei: NDArray[np.bool_]
+    weight: NDArray[np.float32]
+
+    @classmethod
+    def from_labels(cls, image: NDArray[np.uint8], labels: NDArray[np.integer[Any]], settings: Settings) -> Tile:
+        """From instance labels (Y, X) in which 0 is not annotated; smaller images are filled up with unknown pixels."""
+        nuclei = labels > 0
+        cluster = background_cluster(image, round(settings.disc_um / settings.um_per_px), settings.seed)
+        weight = background_weight(nuclei, cluster, settings)
+        missing = [(0, max(0, settings.patch - n)) for n in nuclei.shape]
+        image = np.pad(image, [*missing, (0, 0)], mode="symmetric")
+        return cls(image, np.pad(nuclei, missing), np.pad(weight, missing))
+
+
+def choose_patches(tile: Tile, settings: Settings) -> list[tuple[int, int]]:
+    """First row and column of the patches to train on.
+
+    Kept are those with enough annotated nucleus (dilated) and enough known background; where a tile has none, as when few
+    nuclei are annotated, those with any annotated nucleus.
+    """
+    around = max(1, round(settings.alpha_um / settings.um_per_px))
+    dilated = ndimage.binary_dilation(tile.nuclei, disk(around))
+    rows, columns = (_starts(n, settings.patch, settings.stride) for n in tile.nuclei.shape)
+    strict, loose = [], []
+    for y in rows:
+        for x in columns:
+            part = slice(y, y + settings.patch), slice(x, x + settings.patch)
+            if tile.nuclei[part].any():
+                loose.append((y, x))
+                enough = dilated[part].mean() >= settings.least_foreground
+                if enough and (tile.weight[part] > 0).mean() >= settings.least_background:
+                    strict.append((y, x))
+    return strict or loose
+
+
+def _starts(length: int, patch: int, stride: int) -> list[int]:
+    """Steps along an axis, the last patch ending where the image ends."""
+    return sorted({*range(0, length - patch, stride), length - patch})
+
+
+def rate_at(step: int, settings: Settings) -> float:
+    """Learning rate of a step: times `decay` every `decay_steps`, not under `least_rate`."""
+    return max(settings.rate * settings.decay ** (step // settings.decay_steps), settings.least_rate)
+
+
+def train(
+    network: nn.Module,
+    tiles: Sequence[Tile],
+    settings: Settings,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> list[float]:
+    """Minimise `weighted_background_loss` on augmented patches (Adam); the network is changed in place.
+
+    Parameters
+    ----------
+    network : nn.Module
+        (B, 3, Y, X) in [0, 1] to logits (B, 2, Y, X).
+    tiles : sequence of Tile
+        At least one with an annotated nucleus.
+    settings : Settings
+        Schedule, patches, augmentation.
+    device : str
+        Where to compute.
+    progress : callable
+        Called with steps done and steps in all.
+
+    Returns
+    -------
+    list of float
+        Loss of each step.
+
+    Raises
+    ------
+    ValueError
+        If no tile has an annotated nucleus.
+    """
+    patches = [(tile, at) for tile in tiles for at in choose_patches(tile, settings)]
+    if not patches:
+        raise ValueError("fit(): no nucleus is annotated on any image; annotate some")
+    generator = torch.Generator().manual_seed(settings.seed)
+    optimiser = torch.optim.Adam(network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
+    network.train().to(device)
+    losses: list[float] = []
+    for step in range(settings.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate_at(step, settings)
+        chosen = torch.randint(len(patches), (settings.batch,), generator=generator).tolist()
+        images, nuclei, weights = _batch([patches[i] for i in chosen], settings, generator)
+        loss = weighted_background_loss(network(images.to(device)), nuclei.to(device), weights.to(device))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+        progress(step + 1, settings.steps)
+    network.eval()
+    return losses
+
+
+def _batch(
+    patches: Sequence[tuple[Tile, tuple[int, int]]], settings: Settings, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches, each turned, mirrored and bent in its own way: images (B, 3, Y, X), nuclei and weights (B, Y, X)."""
+    stacked = []
+    for tile, (y, x) in patches:
+        part = slice(y, y + settings.patch), slice(x, x + settings.patch)
+        image = torch.from_numpy(tile.image[part]).permute(2, 0, 1) / 255
+        known = torch.from_numpy(np.stack([tile.nuclei[part].astype(np.float32), tile.weight[part]]))
+        turned = torch.rot90(torch.cat([image, known]), int(torch.randint(4, (), generator=generator)), (1, 2))
+        stacked.append(turned.flip(1) if torch.rand((), generator=generator) < 0.5 else turned)
+    batch = elastic(torch.stack(stacked), settings.elastic_um / settings.um_per_px, generator)
+    nuclei = (batch[:, 3] > 0.5).float()
+    return batch[:, :3], nuclei, batch[:, 4] * (1 - nuclei)
+
+
+# ---- from the two maps to nuclei ----------------------------------------------------------------------------------
+
+
+def separate(probability: NDArray[np.float32], um_per_px: float, settings: Separation) -> NDArray[np.int32]:
+    """Instances from the probability of nucleus: connected pixels above one half, split where they touch.
+
+    Parameters
+    ----------
+    probability : ndarray
+        Shape (Y, X), in [0, 1].
+    um_per_px : float
+        Pixel size, micrometres.
+    settings : Separation
+        How to split.
+
+    Returns
+    -------
+    ndarray of int32
+        Shape (Y, X), 1 to the number of nuclei; 0 is background.
+    """
+    mask = probability > 0.5
+    mask = remove_small_objects(ndimage.binary_fill_holes(mask), max_size=int(settings.least_um2 / um_per_px**2))
+    if not settings.split:
+        return np.asarray(label(mask, connectivity=1), dtype=np.int32)
+    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), settings.smooth_um / um_per_px)
+    seeds = label(h_maxima(depth, settings.neck_um / um_per_px) & mask)
+    return np.asarray(watershed(-depth, seeds, mask=mask), dtype=np.int32)
