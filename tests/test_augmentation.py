@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from limner.augmentation import Augmentation, augment, random_transforms
+from limner.augmentation import Augmentation, augment, elastic, random_transforms
 
 NOTHING = Augmentation(rotation=0, translation=0, scaling=0, contrast=0, brightness=0)
 SHAPE = (48, 80)
@@ -142,3 +142,16 @@ def test_beyond_the_border_the_image_continues():
     torch.testing.assert_close(moved, images)
     assert (labels == 9).all()
     assert weights.mean() < 0.95
+
+
+def test_elastic_bends_channels_alike_and_by_the_pixels_asked_for():
+    """An image of its own coordinates shows where each pixel came from."""
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(128.0), indexing="ij")
+    maps = torch.stack([y, x, x]).expand(8, 3, 96, 128)
+    torch.testing.assert_close(elastic(maps, 0.0, seeded(0)), maps, atol=1e-3, rtol=0)
+    bent = elastic(maps, 2.0, seeded(0))
+    torch.testing.assert_close(bent[:, 1], bent[:, 2])
+    shift = (bent - maps)[:, :2, 16:-16, 16:-16]
+    assert 0.8 < shift.std() < 2.5
+    assert shift.diff(dim=3).abs().max() < 1
+    assert (shift[0] - shift[1]).abs().mean() > 0.5

@@ -1,8 +1,8 @@
 """Find all nuclei on H&E images when only some are outlined.
 
-For the pathologist who outlined some nuclei on some tiles of their own stain and wants the rest, as objects. The method is
-that of Mercadier, Besbinar and Frossard 2019 [1]_: an unlabelled pixel may be background or a nucleus that nobody drew, so
-the background term of the cross-entropy is weighted by how sure background is at each pixel.
+For the pathologist who outlined some nuclei on some tiles of their own stain and wants the rest, as objects. The method
+is that of Mercadier, Besbinar and Frossard 2019 [1]_: an unlabelled pixel may be background or a nucleus that nobody
+drew, so the background term of the cross-entropy is weighted by how sure background is at each pixel.
 
 ==================================  =================================================
 equation                            function
@@ -14,14 +14,17 @@ the loss                            `weighted_background_loss` (minus signs put 
 ==================================  =================================================
 
 Departures: the paper stops at a pixel mask; `separate` splits it into nuclei by a watershed on the distance transform.
-alpha, beta and the disc have no published values; the defaults here were measured (docs/benchmarks.md). The schedule is
-shorter than the paper's 100,000 steps, so that it fits two processor cores.
+alpha, beta and the disc have no published values; the defaults here are first guesses, not measured yet. The schedule
+is shorter than the paper's 100,000 steps, so that it fits two processor cores.
 
 References
 ----------
 .. [1] Mercadier, Besbinar, Frossard, "Automatic segmentation of nuclei in histopathology images using encoding-decoding
    convolutional neural networks", ICASSP 2019
 """
+
+# mypy: disable-error-code="no-untyped-call"
+# scikit-image has no type hints.
 
 from __future__ import annotations
 
@@ -246,8 +249,8 @@ class Tile:
 def choose_patches(tile: Tile, settings: Settings) -> list[tuple[int, int]]:
     """First row and column of the patches to train on.
 
-    Kept are those with enough annotated nucleus (dilated) and enough known background; where a tile has none, as when few
-    nuclei are annotated, those with any annotated nucleus.
+    Kept are those with enough annotated nucleus (dilated) and enough known background; where a tile has none, as when
+    few nuclei are annotated, those with any annotated nucleus.
     """
     around = max(1, round(settings.alpha_um / settings.um_per_px))
     dilated = ndimage.binary_dilation(tile.nuclei, disk(around))
