@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from limner.methods.partial_nuclei import (
+    AnnotatedTile,
     Separation,
     Settings,
-    Tile,
     background_cluster,
     background_weight,
     choose_patches,
@@ -114,17 +114,17 @@ def test_loss_falls_towards_the_truth():
 
 def test_patches_need_nuclei_and_background_else_any_nucleus():
     labels = discs()
-    tile = Tile.from_labels(stained(labels), labels, QUICK)
+    tile = AnnotatedTile.from_labels(stained(labels), labels, QUICK)
     assert choose_patches(tile, QUICK) == [(y, x) for y in (0, 32, 64) for x in (0, 32, 64)]
-    few = Tile.from_labels(stained(labels), np.where(labels == 1, 1, 0), QUICK)
+    few = AnnotatedTile.from_labels(stained(labels), np.where(labels == 1, 1, 0), QUICK)
     assert choose_patches(few, QUICK) == [(0, 0)]
-    none = Tile.from_labels(stained(labels), np.zeros_like(labels), QUICK)
+    none = AnnotatedTile.from_labels(stained(labels), np.zeros_like(labels), QUICK)
     assert choose_patches(none, QUICK) == []
 
 
 def test_images_smaller_than_a_patch_are_filled_up_with_unknown_pixels():
     labels = discs((32, 96))
-    tile = Tile.from_labels(stained(labels), labels, QUICK)
+    tile = AnnotatedTile.from_labels(stained(labels), labels, QUICK)
     assert tile.image.shape == (64, 96, 3)
     assert not tile.weight[32:].any()
     assert not tile.nuclei[32:].any()
@@ -144,7 +144,7 @@ def trained(settings, kept=1.0):
     network = NucleiUNet(widths=(4, 8, 16, 32, 64))
     train(
         network,
-        [Tile.from_labels(stained(labels), np.where(np.isin(labels, annotated), labels, 0), settings)],
+        [AnnotatedTile.from_labels(stained(labels), np.where(np.isin(labels, annotated), labels, 0), settings)],
         settings,
     )
     other = discs(step=40)
@@ -172,8 +172,8 @@ def test_training_is_the_same_for_the_same_seed():
 
 def test_nothing_annotated_is_refused():
     labels = discs()
-    with pytest.raises(ValueError, match=r"^fit\(\): no nucleus is annotated on any image"):
-        train(nn.Conv2d(3, 2, 1), [Tile.from_labels(stained(labels), np.zeros_like(labels), QUICK)], QUICK)
+    with pytest.raises(ValueError, match=r"^train\(\): no nucleus is annotated on any image"):
+        train(nn.Conv2d(3, 2, 1), [AnnotatedTile.from_labels(stained(labels), np.zeros_like(labels), QUICK)], QUICK)
 
 
 # ---- objects ------------------------------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def weighted_background_loss(logits: Tensor, nuclei: Tensor, weight: Tensor) -> 
 
 
 @dataclass(frozen=True)
-class Tile:
+class AnnotatedTile:
     """An image of which some nuclei are annotated, at `Settings.um_per_px`.
 
     Parameters
@@ -236,7 +236,9 @@ class Tile:
     weight: NDArray[np.float32]
 
     @classmethod
-    def from_labels(cls, image: NDArray[np.uint8], labels: NDArray[np.integer[Any]], settings: Settings) -> Tile:
+    def from_labels(
+        cls, image: NDArray[np.uint8], labels: NDArray[np.integer[Any]], settings: Settings
+    ) -> AnnotatedTile:
         """From instance labels (Y, X) in which 0 is not annotated; smaller images are filled up with unknown pixels."""
         nuclei = labels > 0
         cluster = background_cluster(image, round(settings.disc_um / settings.um_per_px), settings.seed)
@@ -246,7 +248,7 @@ class Tile:
         return cls(image, np.pad(nuclei, missing), np.pad(weight, missing))
 
 
-def choose_patches(tile: Tile, settings: Settings) -> list[tuple[int, int]]:
+def choose_patches(tile: AnnotatedTile, settings: Settings) -> list[tuple[int, int]]:
     """First row and column of the patches to train on.
 
     Kept are those with enough annotated nucleus (dilated) and enough known background; where a tile has none, as when
@@ -279,7 +281,7 @@ def rate_at(step: int, settings: Settings) -> float:
 
 def train(
     network: nn.Module,
-    tiles: Sequence[Tile],
+    tiles: Sequence[AnnotatedTile],
     settings: Settings,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda *_: None,
@@ -290,7 +292,7 @@ def train(
     ----------
     network : nn.Module
         (B, 3, Y, X) in [0, 1] to logits (B, 2, Y, X).
-    tiles : sequence of Tile
+    tiles : sequence of AnnotatedTile
         At least one with an annotated nucleus.
     settings : Settings
         Schedule, patches, augmentation.
@@ -311,7 +313,7 @@ def train(
     """
     patches = [(tile, at) for tile in tiles for at in choose_patches(tile, settings)]
     if not patches:
-        raise ValueError("fit(): no nucleus is annotated on any image; annotate some")
+        raise ValueError("train(): no nucleus is annotated on any image; annotate some")
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
     network.train().to(device)
@@ -332,7 +334,7 @@ def train(
 
 
 def _batch(
-    patches: Sequence[tuple[Tile, tuple[int, int]]], settings: Settings, generator: torch.Generator
+    patches: Sequence[tuple[AnnotatedTile, tuple[int, int]]], settings: Settings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Patches, each turned, mirrored and bent in its own way: images (B, 3, Y, X), nuclei and weights (B, Y, X)."""
     stacked = []
