@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,17 @@ from limner.methods.partial_nuclei import (
     Settings,
     background_cluster,
     background_weight,
+    build,
     choose_patches,
     distance_weight,
+    from_model,
     rate_at,
     separate,
+    to_model,
     train,
     weighted_background_loss,
 )
+from limner.model_file import read_model
 from limner.networks.nuclei_unet import NucleiUNet
 
 QUICK = Settings(patch=64, stride=32, batch=4, steps=80, rate=1e-2, width=4, um_per_px=0.5, elastic_um=0.5)
@@ -189,3 +195,22 @@ def test_touching_nuclei_are_split_at_their_neck():
     np.testing.assert_array_equal(found > 0, pair)
     assert separate(pair.astype(np.float32), 0.25, Separation(split=False)).max() == 1
     assert separate(np.zeros((5, 5), np.float32), 0.25, Separation()).max() == 0
+
+
+def test_a_model_comes_back_from_its_file(tmp_path):
+    settings = Settings(width=2, seed=3)
+    network = build(settings).eval()
+    to_model(network, settings, {"seconds": 1.0}).write(tmp_path / "model.safetensors")
+    found, found_settings = from_model(read_model(tmp_path / "model.safetensors", "nuclei"))
+    image = torch.rand(1, 3, 32, 32)
+    assert found_settings == settings
+    assert torch.equal(found(image), network(image))
+    assert not torch.equal(build(replace(settings, seed=4)).eval()(image), network(image))
+
+
+def test_a_model_that_does_not_fit_its_settings_is_refused():
+    model = to_model(build(Settings(width=2)), Settings(width=4), {})
+    with pytest.raises(ValueError, match=r"^from_model\(\): settings and weights do not fit together"):
+        from_model(model)
+    with pytest.raises(ValueError, match=r"^from_model\(\): settings and weights do not fit together .*colour"):
+        from_model(replace(model, settings={"colour": 1}))

@@ -28,8 +28,8 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -44,7 +44,10 @@ from skimage.segmentation import watershed
 from torch import Tensor, nn
 
 from limner.augmentation import elastic
+from limner.model_file import ModelFile
+from limner.networks.nuclei_unet import NucleiUNet
 
+TASK = "nuclei"
 NUCLEUS, BACKGROUND = 1, 0  # channels of the network's output
 
 
@@ -347,6 +350,38 @@ def _batch(
     batch = elastic(torch.stack(stacked), settings.elastic_um / settings.um_per_px, generator)
     nuclei = (batch[:, 3] > 0.5).float()
     return batch[:, :3], nuclei, batch[:, 4] * (1 - nuclei)
+
+
+def build(settings: Settings) -> NucleiUNet:
+    """The untrained network of `settings`, its weights drawn by `Settings.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return NucleiUNet(widths=tuple(settings.width * 2**level for level in range(5)))
+
+
+def to_model(network: NucleiUNet, settings: Settings, record: Mapping[str, Any]) -> ModelFile:
+    """A trained network with its settings and training record, to be written to a file."""
+    return ModelFile(TASK, network.state_dict(), asdict(settings), settings.um_per_px, record)
+
+
+def from_model(model: ModelFile) -> tuple[NucleiUNet, Settings]:
+    """The trained network of a model, in evaluation, and the settings it was trained with.
+
+    Raises
+    ------
+    ValueError
+        If the model's settings or weights are not those of this method.
+    """
+    try:
+        settings = Settings(**model.settings)
+        network = build(settings)
+        network.load_state_dict(dict(model.weights))
+    except (TypeError, RuntimeError) as error:
+        found = str(error).splitlines()[0]
+        raise ValueError(
+            f"from_model(): settings and weights do not fit together ({found}); train the model anew"
+        ) from None
+    return network.eval(), settings
 
 
 # ---- from the two maps to nuclei ----------------------------------------------------------------------------------
