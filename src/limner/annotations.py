@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,3 +63,38 @@ class SectionLabels:
         weights = np.zeros(self.label_map.space.shape[0], dtype=np.float32)
         weights[list(self.labelled)] = 1.0
         return weights
+
+
+def simulate_partial(labels: NDArray[np.integer[Any]], fraction: float, seed: int) -> NDArray[np.integer[Any]]:
+    """Keep a random share of the objects of a fully labelled image, as if the others had not been annotated.
+
+    Parameters
+    ----------
+    labels : ndarray of int
+        Instance labels, shape (Y, X) or any other; 0 is background.
+    fraction : float
+        Share of the objects to keep, in (0, 1]; of n objects the nearest whole number is kept, one at least.
+    seed : int
+        Of the draw. The draws are nested: what is kept at 0.1 is kept at 0.25 too, given the same seed.
+
+    Returns
+    -------
+    ndarray of int
+        Same shape, type and ids; the dropped objects are 0. All 0 where `labels` is.
+
+    Raises
+    ------
+    ValueError
+        If `fraction` lies outside (0, 1].
+
+    Examples
+    --------
+    >>> simulate_partial(np.array([[1, 1, 0, 2, 0, 5, 7]]), fraction=0.5, seed=0)
+    array([[1, 1, 0, 0, 0, 5, 0]])
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"simulate_partial(): fraction is {fraction}; give a number over 0, at most 1")
+    ids = np.unique(labels[labels > 0])
+    order = np.random.default_rng(seed).permutation(ids)
+    kept = order[: max(1, int(fraction * len(ids) + 0.5))]
+    return np.where(np.isin(labels, kept), labels, labels.dtype.type(0))
