@@ -138,8 +138,14 @@ def test_images_smaller_than_a_patch_are_filled_up_with_unknown_pixels():
 
 
 def test_rate_falls_in_steps_to_a_floor():
-    rates = [rate_at(step, Settings()) for step in (0, 999, 1000, 2500, 10**6)]
+    paper = Settings(steps=10**6, cooldown=0)
+    rates = [rate_at(step, paper) for step in (0, 999, 1000, 2500, 10**6 - 1)]
     np.testing.assert_allclose(rates, [1e-3, 1e-3, 0.95e-3, 0.95**2 * 1e-3, 1e-5])
+
+
+def test_rate_falls_evenly_in_the_last_share_of_the_steps():
+    rates = [rate_at(step, Settings(steps=1000, cooldown=0.4)) for step in (600, 700, 900, 999)]
+    np.testing.assert_allclose(rates, [1e-3, 0.75e-3, 0.25e-3, 1e-5])
 
 
 def trained(settings, kept=1.0):

@@ -91,6 +91,8 @@ class Settings:
     """Steps between decays (paper: 1,000)."""
     least_rate: float = 1e-5
     """The rate does not fall under this (paper: 1e-5)."""
+    cooldown: float = 0.3
+    """Last share of the steps, in which the rate falls to `least_rate` (paper: 0; short training gains by it)."""
     weight_decay: float = 1e-5
     """gamma, on the squared weights (paper: 1e-5)."""
     elastic_um: float = 1.0
@@ -278,8 +280,10 @@ def _starts(length: int, patch: int, stride: int) -> list[int]:
 
 
 def rate_at(step: int, settings: Settings) -> float:
-    """Learning rate of a step: times `decay` every `decay_steps`, not under `least_rate`."""
-    return max(settings.rate * settings.decay ** (step // settings.decay_steps), settings.least_rate)
+    """Learning rate of a step: times `decay` every `decay_steps`, in the end down to `least_rate`, never under it."""
+    rate = settings.rate * settings.decay ** (step // settings.decay_steps)
+    left = (settings.steps - step) / max(1.0, settings.cooldown * settings.steps)
+    return max(rate * min(1.0, left), settings.least_rate)
 
 
 def train(
@@ -319,7 +323,7 @@ def train(
         raise ValueError("train(): no nucleus is annotated on any image; annotate some")
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
-    network.train().to(device)
+    network.train().to(device, memory_format=torch.channels_last)  # up to twice as fast on a CPU
     losses: list[float] = []
     for step in range(settings.steps):
         for group in optimiser.param_groups:
@@ -349,7 +353,7 @@ def _batch(
         stacked.append(turned.flip(1) if torch.rand((), generator=generator) < 0.5 else turned)
     batch = elastic(torch.stack(stacked), settings.elastic_um / settings.um_per_px, generator)
     nuclei = (batch[:, 3] > 0.5).float()
-    return batch[:, :3], nuclei, batch[:, 4] * (1 - nuclei)
+    return batch[:, :3].contiguous(memory_format=torch.channels_last), nuclei, batch[:, 4] * (1 - nuclei)
 
 
 def build(settings: Settings) -> NucleiUNet:
