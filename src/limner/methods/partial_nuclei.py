@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.cluster.vq import kmeans2, whiten
+from scipy.cluster.vq import kmeans2
 from skimage.color import rgb2hed
 from skimage.measure import label
 from skimage.morphology import disk, h_maxima, remove_small_objects
@@ -169,7 +169,7 @@ def background_cluster(image: NDArray[np.uint8], radius: int, seed: int = 0) -> 
     stains = rgb2hed(image)[..., :2].reshape(-1, 2)
     if (stains.std(axis=0) < 1e-6).any():
         return np.zeros(image.shape[:2], dtype=bool)
-    _, cluster = kmeans2(whiten(stains), 2, minit="++", seed=seed)
+    _, cluster = kmeans2(stains, 2, minit="++", seed=seed)
     larger = cluster.reshape(image.shape[:2]) == np.bincount(cluster, minlength=2).argmax()
     return ndimage.binary_erosion(larger, disk(radius), border_value=1) if radius else larger
 
