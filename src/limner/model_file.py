@@ -66,16 +66,17 @@ class ModelFile:
         write_atomically(path, lambda file: file.write(content))
 
 
-def read_model(path: Path, task: str) -> ModelFile:
-    """Read a model for `task`.
+def read_model(path: Path, task: str | None = None) -> ModelFile:
+    """Read a model for `task`, or for whatever it is.
 
     Raises
     ------
     ValueError
         If the file is missing, damaged, not Limner's, newer than this Limner, or for another task.
     """
+    fit = f"`limner {task or 'nuclei'} fit`"
     if not path.is_file():
-        raise ValueError(f"read_model(): {path} does not exist; name a model that `limner {task} fit` wrote")
+        raise ValueError(f"read_model(): {path} does not exist; name a model that {fit} wrote")
     try:
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("limner", "null"))
@@ -83,9 +84,9 @@ def read_model(path: Path, task: str) -> ModelFile:
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"read_model(): {path} cannot be read (truncated, or no safetensors file?): {error}") from None
     if about is None:
-        raise ValueError(f"read_model(): {path} is no model of Limner's; name one that `limner {task} fit` wrote")
+        raise ValueError(f"read_model(): {path} is no model of Limner's; name one that {fit} wrote")
     if about["format"] > FORMAT:
         raise ValueError(f"read_model(): {path} comes from a newer Limner (format {about['format']}); update Limner")
-    if about["task"] != task:
+    if task is not None and about["task"] != task:
         raise ValueError(f"read_model(): {path} is a model for {about['task']}; give one for {task}")
-    return ModelFile(task, weights, about["settings"], about["pixel_size"], about["record"])
+    return ModelFile(about["task"], weights, about["settings"], about["pixel_size"], about["record"])

@@ -21,10 +21,13 @@ FEW_VALUES = 64
 
 @dataclass(frozen=True)
 class Info:
-    """Print what a file or folder of images or labels holds: format, shape, spacing, values; structures of labels."""
+    """Print what a file or folder of images or labels holds: format, shape, spacing, values; structures of labels.
+
+    Of a model that Limner trained it prints what it is for, its settings and how it was trained.
+    """
 
     path: Annotated[Positional[Path], arg(metavar="PATH")]
-    """A folder of PNG, TIFF or JPEG sections, a multi-page TIFF, or a NIfTI, NRRD or MHA volume."""
+    """A folder of PNG, TIFF or JPEG sections, a multi-page TIFF, a NIfTI, NRRD or MHA volume, or a model."""
     labels: FlagCreatePairsOff[bool] = False
     """It holds labels: list the labelled sections, and the pixels of each structure."""
     label_table: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
@@ -35,9 +38,29 @@ class Info:
     def run(self, command_line: Sequence[str]) -> int:
         """Print the facts, one a line."""
         del command_line
-        for line in describe(self):
+        for line in describe_model(self.path) if self.path.suffix == ".safetensors" else describe(self):
             print(line)
         return 0
+
+
+def describe_model(path: Path) -> Iterator[str]:
+    """Lines that say what a model is for, how it is set and how it was trained."""
+    from limner.model_file import read_model
+
+    model = read_model(path)
+    yield f"{path}: model for {model.task}"
+    yield f"pixel size: {model.pixel_size:g} um"
+    yield f"numbers: {sum(weight.numel() for weight in model.weights.values())}"
+    yield "settings: " + ", ".join(f"{name} {value}" for name, value in model.settings.items())
+    for name, value in model.record.items():
+        if name == "losses":
+            yield f"loss: {value[0]:.4f} at first, {value[-1]:.4f} in the end"
+        elif name == "inputs":
+            yield from (f"{what}: {', '.join(files)}" for what, files in value.items())
+        elif isinstance(value, dict):
+            yield f"{name}: " + ", ".join(f"{key} {part}" for key, part in value.items() if not isinstance(part, dict))
+        else:
+            yield f"{name}: {value}"
 
 
 def describe(info: Info) -> Iterator[str]:

@@ -29,7 +29,7 @@ UNCLASSIFIED = "unclassified"
 NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
-def read_objects(path: str | Path) -> list[Outline]:
+def read_objects(path: str | Path, nuclei: bool = False) -> list[Outline]:
     """Read the objects of a QuPath GeoJSON file.
 
     Parameters
@@ -70,7 +70,7 @@ def read_objects(path: str | Path) -> list[Outline]:
     objects: list[Outline] = []
     for number, feature in enumerate(features, start=1):
         try:
-            polygons = _polygons(feature)
+            polygons = _polygons(feature, nuclei)
             if polygons:
                 objects.append(Outline(polygons, len(objects) + 1, _class_name(feature)))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -230,11 +230,12 @@ def _load(path: Path) -> Any:
         raise ValueError(f"read_objects(): {path} cannot be read (truncated, or no GeoJSON?): {error}") from None
 
 
-def _polygons(feature: Mapping[str, Any]) -> tuple[tuple[Ring, ...], ...]:
+def _polygons(feature: Mapping[str, Any], nuclei: bool) -> tuple[tuple[Ring, ...], ...]:
     """Rings of every polygon of a feature; none where its geometry has no area."""
     if feature.get("type") != "Feature":
         raise ValueError(f"its type is {feature.get('type')!r}, not 'Feature'")
-    return _polygons_of(feature["geometry"])
+    nucleus = feature.get("nucleusGeometry") if nuclei else None
+    return _polygons_of(nucleus or feature["geometry"])
 
 
 def _polygons_of(geometry: Mapping[str, Any]) -> tuple[tuple[Ring, ...], ...]:

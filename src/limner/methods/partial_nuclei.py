@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -42,20 +42,32 @@ from skimage.measure import label
 from skimage.morphology import disk, h_maxima, remove_small_objects
 from skimage.segmentation import watershed
 from torch import Tensor, nn
+from tyro.conf import arg
 
 from limner.augmentation import elastic
+from limner.checkpoint import Checkpoint
+from limner.inference import Image, Options, predict
 from limner.model_file import ModelFile
 from limner.networks.nuclei_unet import NucleiUNet
+from limner.tiles import Tile
 
+Device = Literal["auto", "cpu", "cuda"]
 TASK = "nuclei"
 NUCLEUS, BACKGROUND = 1, 0  # channels of the network's output
+RANGES = {  # of each number in Settings, both ends included; ANY where it is not named
+    **{"um_per_px": (0.05, 10), "beta": (1e-6, 1e6), "width": (1, 256), "patch": (32, 4096), "stride": (1, 4096)},
+    **dict.fromkeys(("least_weight", "cluster_weight", "least_foreground", "least_background"), (0, 1)),
+    **{"steps": (1, 1e9), "batch": (1, 4096), "rate": (1e-12, 1), "decay": (1e-6, 1), "decay_steps": (1, 1e9)},
+    **{"cooldown": (0, 1), "seed": (0, 2**31 - 1)},
+}
+ANY = (0, 1000)
 
 
 @dataclass(frozen=True)
 class Settings:
     """What can be chosen. Values of the paper are named; a default that differs says why."""
 
-    um_per_px: float = 0.25
+    um_per_px: Annotated[float, arg(name="network-um-per-px")] = 0.25  # --um-per-px is the images' own
     """Pixel size at which the network works, micrometres; images of another are resampled. 0.25 is 40x."""
     loss: Literal["weighted", "plain"] = "weighted"
     """'weighted' background (paper), or 'plain': what is not annotated counts as background, for comparison."""
@@ -99,6 +111,17 @@ class Settings:
     """Standard deviation of elastic displacements, micrometres (paper: elastic, no value)."""
     seed: int = 0
     """Seed of every random draw."""
+
+    def check(self) -> None:
+        """Raise ValueError for a number out of range or a loss that is none of the choices."""
+        for name, value in asdict(self).items():
+            if name == "loss":
+                continue
+            low, high = RANGES.get(name, ANY)
+            if not low <= value <= high:  # NaN is not
+                raise ValueError(f"Settings(): {name} is {value}; give a number from {low:g} to {high:g}")
+        if self.loss not in ("weighted", "plain"):
+            raise ValueError(f"Settings(): loss is {self.loss!r}; give weighted or plain")
 
 
 @dataclass(frozen=True)
@@ -292,6 +315,7 @@ def train(
     settings: Settings,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda *_: None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[float]:
     """Minimise `weighted_background_loss` on augmented patches (Adam); the network is changed in place.
 
@@ -307,11 +331,13 @@ def train(
         Where to compute.
     progress : callable
         Called with steps done and steps in all.
+    checkpoint : Checkpoint, optional
+        Where to keep the state now and then, and to go on from the state that is there.
 
     Returns
     -------
     list of float
-        Loss of each step.
+        Loss of each step, those before a stop included.
 
     Raises
     ------
@@ -323,9 +349,10 @@ def train(
         raise ValueError("train(): no nucleus is annotated on any image; annotate some")
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
-    network.train().to(device, memory_format=torch.channels_last)  # up to twice as fast on a CPU
-    losses: list[float] = []
-    for step in range(settings.steps):
+    network.train().to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # up to twice as fast on a CPU
+    losses = checkpoint.restore(network, optimiser, generator) if checkpoint else []
+    for step in range(len(losses), settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, settings)
         chosen = torch.randint(len(patches), (settings.batch,), generator=generator).tolist()
@@ -335,6 +362,8 @@ def train(
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
+        if checkpoint:
+            checkpoint.keep(network, optimiser, generator, losses)
         progress(step + 1, settings.steps)
     network.eval()
     return losses
@@ -361,6 +390,93 @@ def build(settings: Settings) -> NucleiUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return NucleiUNet(widths=tuple(settings.width * 2**level for level in range(5)))
+
+
+def fit(
+    tiles: Sequence[AnnotatedTile],
+    settings: Settings,
+    start: ModelFile | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] = lambda *_: None,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[NucleiUNet, list[float]]:
+    """Train a network on partially annotated tiles, from scratch or from another model on.
+
+    Parameters
+    ----------
+    tiles : sequence of AnnotatedTile
+        At least one with an annotated nucleus.
+    settings : Settings
+        Network, schedule, patches, augmentation.
+    start : ModelFile, optional
+        A model for nuclei whose weights to start from: what it has learnt of other stains helps where few nuclei are
+        annotated. Its width and pixel size must be those of `settings`.
+    device, progress, checkpoint
+        As of `train`.
+
+    Returns
+    -------
+    network : NucleiUNet
+        In evaluation.
+    losses : list of float
+        Of each step.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range, `start` does not fit, or no nucleus is annotated.
+    """
+    settings.check()
+    network = build(settings) if start is None else _started(start, settings)
+    return network, train(network, tiles, settings, device, progress, checkpoint)
+
+
+def _started(start: ModelFile, settings: Settings) -> NucleiUNet:
+    network, its_own = from_model(start)
+    for name in ("width", "um_per_px"):
+        found, wanted = getattr(its_own, name), getattr(settings, name)
+        if found != wanted:
+            raise ValueError(
+                f"fit(): the model to start from has {name} {found:g}, the settings {wanted:g}; give {found:g}"
+            )
+    return network
+
+
+def find_nuclei(
+    network: NucleiUNet, image: Image, um_per_px: float, separation: Separation | None = None, device: Device = "cpu"
+) -> NDArray[np.int32]:
+    """All nuclei of an image that fits into memory.
+
+    Parameters
+    ----------
+    network : NucleiUNet
+        Trained.
+    image : array-like
+        RGB, shape (Y, X, 3), uint8, with the pixel size that the network was trained at.
+    um_per_px : float
+        That pixel size, micrometres.
+    separation : Separation, optional
+        How to split.
+    device : {'auto', 'cpu', 'cuda'}
+        Where to compute.
+
+    Returns
+    -------
+    ndarray of int32
+        Shape (Y, X), 1 to the number of nuclei; 0 is background.
+
+    Examples
+    --------
+    >>> find_nuclei(build(Settings(width=2)), np.zeros((40, 50, 3), np.uint8), um_per_px=0.25).shape
+    (40, 50)
+    """
+    probability = np.zeros(image.shape[:2], np.float32)
+
+    def write(tile: Tile, probabilities: NDArray[np.float32]) -> None:
+        probability[tile.kept.slices] = probabilities[NUCLEUS]
+
+    predict(network, image, write, Options(device=device))
+    return separate(probability, um_per_px, separation or Separation())
 
 
 def to_model(network: NucleiUNet, settings: Settings, record: Mapping[str, Any]) -> ModelFile:
