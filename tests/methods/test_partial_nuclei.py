@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from limner.checkpoint import Checkpoint
 from limner.methods.partial_nuclei import (
     AnnotatedTile,
     Separation,
@@ -14,6 +15,8 @@ from limner.methods.partial_nuclei import (
     build,
     choose_patches,
     distance_weight,
+    find_nuclei,
+    fit,
     from_model,
     rate_at,
     separate,
@@ -188,6 +191,60 @@ def test_nothing_annotated_is_refused():
         train(nn.Conv2d(3, 2, 1), [AnnotatedTile.from_labels(stained(labels), np.zeros_like(labels), QUICK)], QUICK)
 
 
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def tiles():
+    labels = discs()
+    return [AnnotatedTile.from_labels(stained(labels), labels, QUICK)]
+
+
+def test_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, tiles):
+    settings = replace(QUICK, steps=7, width=2)
+    whole, losses = fit(tiles, settings)
+
+    def stop(step, _):
+        if step == 4:
+            raise Stopped
+
+    checkpoint = Checkpoint(tmp_path / "state", "key", seconds=0)
+    with pytest.raises(Stopped):
+        fit(tiles, settings, progress=stop, checkpoint=checkpoint)
+    seen = []
+    resumed, resumed_losses = fit(tiles, settings, progress=lambda step, _: seen.append(step), checkpoint=checkpoint)
+    assert seen == [5, 6, 7]
+    assert resumed_losses == losses
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_training_goes_on_from_another_model(tiles):
+    settings = replace(QUICK, steps=2, width=2, rate=1e-12, least_rate=0.0)
+    start = to_model(build(replace(settings, seed=9)), replace(settings, seed=9), {})
+    network, _ = fit(tiles, settings, start)
+    weight = "head.weight"
+    torch.testing.assert_close(network.state_dict()[weight], start.weights[weight], atol=1e-6, rtol=0)
+    assert not torch.allclose(build(settings).state_dict()[weight], start.weights[weight], atol=1e-3)
+    for name, other in (("width", 4), ("um_per_px", 0.25)):
+        with pytest.raises(ValueError, match=rf"^fit\(\): the model to start from has {name} "):
+            fit(tiles, replace(settings, **{name: other}), start)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("um_per_px", 0.0), ("patch", 16), ("steps", 0), ("rate", float("nan")), ("alpha_um", -1.0), ("seed", -1)],
+        *[("cluster_weight", 1.5), ("loss", "hinge")],
+    ],
+)
+def test_settings_out_of_range_are_refused(name, value):
+    Settings().check()
+    with pytest.raises(ValueError, match=rf"^Settings\(\): {name} is "):
+        replace(Settings(), **{name: value}).check()
+
+
 # ---- objects ------------------------------------------------------------------------------------------------------
 
 
@@ -220,3 +277,19 @@ def test_a_model_that_does_not_fit_its_settings_is_refused():
         from_model(model)
     with pytest.raises(ValueError, match=r"^from_model\(\): settings and weights do not fit together .*colour"):
         from_model(replace(model, settings={"colour": 1}))
+
+
+def test_nuclei_of_a_whole_image_are_found():
+    """A network of one filter that knows the purple from the pink."""
+
+    class Purple(nn.Module):
+        halo, alignment = 0, 1
+
+        def forward(self, image, region=(slice(None), slice(None))):
+            red = image[:, :1, region[0], region[1]]
+            return torch.cat([red - 0.65, 0.65 - red], dim=1) * 100
+
+    labels = discs()
+    found = find_nuclei(Purple(), stained(labels), um_per_px=0.5)
+    assert found.max() == labels.max()
+    np.testing.assert_array_equal(found > 0, labels > 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,17 +50,23 @@ def describe_model(path: Path) -> Iterator[str]:
     model = read_model(path)
     yield f"{path}: model for {model.task}"
     yield f"pixel size: {model.pixel_size:g} um"
-    yield f"numbers: {sum(weight.numel() for weight in model.weights.values())}"
-    yield "settings: " + ", ".join(f"{name} {value}" for name, value in model.settings.items())
+    yield f"weights: {sum(weight.numel() for weight in model.weights.values())}"
+    yield f"settings: {_listed(model.settings)}"
     for name, value in model.record.items():
         if name == "losses":
-            yield f"loss: {value[0]:.4f} at first, {value[-1]:.4f} in the end"
+            yield f"loss: {value[0]:.4g} at first, {value[-1]:.4g} in the end"
         elif name == "inputs":
-            yield from (f"{what}: {', '.join(files)}" for what, files in value.items())
+            yield from (f"made from {what}: {', '.join(files)}" for what, files in value.items() if files)
         elif isinstance(value, dict):
-            yield f"{name}: " + ", ".join(f"{key} {part}" for key, part in value.items() if not isinstance(part, dict))
-        else:
+            yield f"{name}: {_listed(value.get('mean', value))}"
+        elif value is not None:
             yield f"{name}: {value}"
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
 
 
 def describe(info: Info) -> Iterator[str]:

@@ -174,7 +174,7 @@ def _is_labels(path: Path) -> bool:
 
 
 def _label_files(folder: Path, images: Path) -> list[Path]:
-    if images.is_dir() and folder.samefile(images):
+    if folder.is_dir() and folder.samefile(images.parent if _is_image(images) else images):
         return _listed(folder, is_geojson, "GeoJSON files beside the images")
     return _listed(folder, _is_labels, "label images or GeoJSON files")
 
@@ -280,12 +280,13 @@ def _read_instances(path: Path) -> NDArray[np.integer[Any]]:
     if len(values) != 1:
         return labels
     parts, n_parts = ndimage.label(labels)
-    if n_parts > 1:
-        warnings.warn(
-            f"open_annotated(): {path} knows only one label, {values[0]}; each of its {n_parts} connected parts is "
-            "taken for a nucleus",
-            stacklevel=3,
-        )
+    if n_parts == 1:
+        return labels
+    warnings.warn(
+        f"open_annotated(): {path} knows only one label, {values[0]}; each of its {n_parts} connected parts is taken "
+        "for a nucleus",
+        stacklevel=3,
+    )
     return np.asarray(parts)
 
 
