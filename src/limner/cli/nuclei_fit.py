@@ -14,8 +14,8 @@ import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limner.checkpoint import Checkpoint
+from limner.cli.device import find_device
 from limner.cli.progress import Report, progress_on
-from limner.cli.stack_complete import find_device
 from limner.io.annotated_images import LARGEST_UM2, AnnotatedImage, open_annotated, pair_annotations
 from limner.methods.partial_nuclei import (
     TASK,
@@ -92,38 +92,35 @@ class NucleiFit:
         return 0
 
     def _train_and_write(self, given: Inputs, checkpoint: Checkpoint, report: Report) -> None:
-        began, started = time.monotonic(), utc_now()
+        started, began = utc_now(), time.monotonic()
         tiles = read_tiles(given.images, self.settings, report)
         facts = describe_tiles(tiles, given, self.settings)
         done = announce(checkpoint)
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        network, losses = fit(
-            tiles,
-            self.settings,
-            given.start,
-            given.device.split()[0],
-            lambda step, steps: report("training", step - done, steps - done),
-            checkpoint,
-        )
+
+        def tell(step: int, steps: int) -> None:
+            report("training", step - done, steps - done)
+
+        network, losses = fit(tiles, self.settings, given.start, given.device.split()[0], tell, checkpoint)
         check_losses(losses)
         trained = time.monotonic()
         scores = score(network, given, self.settings, report)
-        record = {
-            "versions": package_versions(),
-            "started": started,
-            "ended": utc_now(),
-            "device": given.device,
-            "seed": self.settings.seed,
-            "inputs": given.hashes,
-            "image_um_per_px": self.um_per_px,
-            **facts,
-            "seconds": {"training": round(trained - began, 1), "validation": round(time.monotonic() - trained, 1)},
-            "resumed_at_step": done,
-            "losses": thinned(losses),
-            "validation": scores.to_json() if scores else None,
-        }
+        seconds = {"training": round(trained - began, 1), "validation": round(time.monotonic() - trained, 1)}
+        course = {"started": started, "ended": utc_now(), "seconds": seconds, "resumed_at_step": done}
+        results = {"losses": thinned(losses), "validation": scores.to_json() if scores else None}
+        record = {**facts, **self._origin(given), **course, **results}
         to_model(network, self.settings, to_plain(record)).write(self.output)
         print_result(losses, scores)
+
+    def _origin(self, given: Inputs) -> dict[str, object]:
+        """What the model came from, for its record."""
+        return {
+            "inputs": given.hashes,
+            "image_um_per_px": self.um_per_px,
+            "seed": self.settings.seed,
+            "versions": package_versions(),
+            "device": given.device,
+        }
 
 
 @dataclass(frozen=True)
