@@ -22,6 +22,7 @@ def test_place_and_size_by_hand():
     assert table["centroid_x_um"].tolist() == [51.5, 55.0]
     assert table["area_um2"].tolist() == [0.5, 25.0]
     assert np.isnan(table["mean_haematoxylin"]).all()
+    assert np.isnan(table["mean_probability"]).all()
 
 
 def test_eccentricity_by_hand_and_in_micrometres():
@@ -58,9 +59,11 @@ def test_regions_appended_are_the_whole_table(tmp_path, ending):
     image = np.random.default_rng(0).integers(0, 256, (*LABELS.shape, 3)).astype(np.uint8)
     with ObjectTableStream(path) as stream:
         for rows in (slice(25, 40), slice(0, 2), slice(2, 25)):
-            stream.append(object_table(LABELS[rows], image[rows], (0.5, 0.25), (rows.start, 0)))
+            part = object_table(LABELS[rows], image[rows], (0.5, 0.25), (rows.start, 0))
+            stream.append({**part, "mean_probability": part["label"] / 1e5})
         assert not path.exists()
     expected = object_table(LABELS, image, (0.5, 0.25))
+    expected["mean_probability"] = expected["label"] / 1e5
     if ending == ".csv":
         with path.open() as file:
             rows = list(csv.DictReader(file))

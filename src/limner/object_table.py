@@ -23,6 +23,7 @@ COLUMNS = (
     "area_um2",
     "eccentricity",
     "mean_haematoxylin",
+    "mean_probability",
 )
 
 
@@ -51,7 +52,7 @@ def object_table(
         One entry for each of `COLUMNS`, all of one length, by increasing label: the label; the centroid in pixels of
         the full image (0 is the middle of the first pixel) and in micrometres from its corner; the area in um2;
         the eccentricity of the ellipse of equal second moments, 0 to 1; the mean of the haematoxylin channel of
-        scikit-image's `rgb2hed`.
+        scikit-image's `rgb2hed`; and ``mean_probability``, NaN here, for whoever knows how sure the objects are.
 
     Raises
     ------
@@ -89,6 +90,7 @@ def object_table(
         found["num_pixels"] * size_y * size_x,
         shapes["eccentricity"],
         found.get("intensity_mean", np.full(len(y), np.nan)),
+        np.full(len(y), np.nan),
     )
     return dict(zip(COLUMNS, columns, strict=True))
 
@@ -116,7 +118,7 @@ class ObjectTableStream:
     ...     with ObjectTableStream(f"{folder}/a.csv") as stream:
     ...         stream.append(object_table(labels, None, (1.0, 1.0)))
     ...     Path(folder, "a.csv").read_text().splitlines()[1]
-    '1,1.0,1.0,1.5,1.5,3.0,1.0,'
+    '1,1.0,1.0,1.5,1.5,3.0,1.0,,'
     """
 
     def __init__(self, path: str | Path) -> None:

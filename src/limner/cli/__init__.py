@@ -1,4 +1,4 @@
-"""The command line: ``limner stack complete``, ``evaluate labels``, ``evaluate objects``, ``info``, ``demo``.
+"""The command line: ``limner stack complete``, ``nuclei segment``, ``evaluate labels|objects``, ``info``, ``demo``.
 
 Each command is a frozen dataclass in a room of its own, whose fields become its options and whose `run` does the work.
 What a command needs is imported when it is run, so that ``limner -h`` answers at once.
@@ -20,6 +20,8 @@ DESCRIPTION = (
 HELP = {
     "stack": "Stacks of sections of which some are labelled.",
     "complete": "Label every section of a stack of which some sections are labelled.",
+    "nuclei": "Nuclei of which some are outlined.",
+    "segment": "Find all nuclei on images or whole slides with a trained model.",
     "evaluate": "Compare results with the truth.",
     "labels": "Accuracy and Dice of a labelled stack against the truth.",
     "objects": "AJI, panoptic quality and F1 of objects, cells or nuclei, against the true ones.",
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 done, 2 an error (one line on stderr), 130 stopped by the user.
+        Exit status: 0 done, 2 an error (one line on stderr), 3 some images of a batch failed, 130 stopped by the user.
 
     Examples
     --------
@@ -87,11 +89,13 @@ def _parse(arguments: list[str]) -> Command:
 
     # the command that is asked for explains itself by its class's docstring, in full
     help_of: dict[str, str | None] = {name: None if name in arguments[:2] else text for name, text in HELP.items()}
-    stack, evaluate, top = SubcommandApp(), SubcommandApp(), SubcommandApp()
+    stack, nuclei, evaluate, top = SubcommandApp(), SubcommandApp(), SubcommandApp(), SubcommandApp()
     stack.command(name="complete", help=help_of["complete"])(_stack_complete(arguments))
+    nuclei.command(name="segment", help=help_of["segment"])(_nuclei_segment(arguments))
     evaluate.command(name="labels", help=help_of["labels"])(EvaluateLabels)
     evaluate.command(name="objects", help=help_of["objects"])(EvaluateObjects)
     top.command(stack, name="stack", help=HELP["stack"])
+    top.command(nuclei, name="nuclei", help=HELP["nuclei"])
     top.command(evaluate, name="evaluate", help=HELP["evaluate"])
     top.command(name="info", help=help_of["info"])(Info)
     top.command(name="demo", help=help_of["demo"])(Demo)
@@ -107,6 +111,15 @@ def _stack_complete(arguments: Sequence[str]) -> Any:
     from limner.cli.stack_complete import StackComplete  # its settings come from the method, which imports torch
 
     return StackComplete
+
+
+def _nuclei_segment(arguments: Sequence[str]) -> Any:
+    """As `_stack_complete`."""
+    if list(arguments[:2]) != ["nuclei", "segment"]:
+        return lambda: None
+    from limner.cli.nuclei_segment import NucleiSegment
+
+    return NucleiSegment
 
 
 def _version() -> str:

@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limner.annotations import SectionLabels
 from limner.cli.arguments import Indices, SectionAxis, Spacing
+from limner.cli.device import find_device
 from limner.cli.evaluate import print_score
 from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
@@ -190,23 +191,6 @@ def read_stack(command: StackComplete) -> Stack:
 
 def _weights(command: StackComplete) -> Path | None:
     return Path(command.settings.vgg16_weights) if command.settings.vgg16_weights else None
-
-
-def find_device(device: Literal["auto", "cpu", "cuda"]) -> str:
-    """``cpu``, or ``cuda`` and the GPU's name.
-
-    Raises
-    ------
-    ValueError
-        If CUDA is asked for and absent.
-    """
-    import torch
-
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise ValueError("--device: cuda is asked for, but torch finds no CUDA GPU here; use --device cpu")
-    return f"cuda ({torch.cuda.get_device_name()})"
 
 
 def new_record(command: StackComplete, stack: Stack, command_line: Sequence[str]) -> RunRecord:
