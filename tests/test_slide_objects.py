@@ -26,7 +26,7 @@ def nuclei(probability):
 def find(network, image, folder, options=OPTIONS, **more):
     tiles = open_tiles(folder, options.grid(network, image.shape[:2]), "key")
     separate_tiles(network, image, nuclei, tiles, options, **more)
-    labels, probability = np.full(image.shape[:2], -1, np.int32), np.zeros(image.shape[:2], np.uint8)
+    labels, probability = np.zeros(image.shape[:2], np.int32), np.zeros(image.shape[:2], np.uint8)
     tally = join_tiles(tiles, labels, probability)
     return tiles, tally, labels, probability
 

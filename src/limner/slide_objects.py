@@ -77,10 +77,9 @@ class SeparatedTiles:
         """Labels of the kept pixels, 1 to n; None where the tile was passed over."""
         return self._load(tile, "labels")
 
-    def probability(self, tile: Tile) -> NDArray[np.uint8]:
-        """Probability in the core, in 1/255; 0 where the tile was passed over."""
-        found = self._load(tile, "probability")
-        return np.zeros(tile.core.shape, np.uint8) if found is None else found
+    def probability(self, tile: Tile) -> NDArray[Any] | None:
+        """Probability in the core, in 1/255; None where the tile was passed over."""
+        return self._load(tile, "probability")
 
     def _load(self, tile: Tile, name: str) -> NDArray[Any] | None:
         path = self._path(tile)
@@ -244,9 +243,10 @@ def join_tiles(
     tiles : SeparatedTiles
         As `separate_tiles` left them.
     labels : array-like
-        Ids are written there, 1 to the number of objects, increasing from tile to tile; 0 is background.
+        Ids are written there, 1 to the number of objects, increasing from tile to tile; 0 is background. It must be 0
+        before, for of tiles passed over nothing is written.
     probability : array-like, optional
-        The probability is written there, in 1/255.
+        The probability is written there, in 1/255; likewise 0 before.
     progress : callable
         ``progress(done, total)``, twice the number of tiles in total.
 
@@ -265,12 +265,13 @@ def join_tiles(
     numbering = number_objects(grid, tiles.labels, progress=lambda done, _: progress(done, total))
     tally = Tally(numbering.count)
     for done, tile in enumerate(grid, 1):
-        found = tiles.probability(tile)
-        ids = numbering.apply(tile, tiles.labels(tile))
-        labels[tile.core.slices] = ids
-        if probability is not None:
-            probability[tile.core.slices] = found
-        tally.add(tile.core, ids, found)
+        separated, found = tiles.labels(tile), tiles.probability(tile)
+        if separated is not None and found is not None:
+            ids = numbering.apply(tile, separated)
+            labels[tile.core.slices] = ids
+            if probability is not None:
+                probability[tile.core.slices] = found
+            tally.add(tile.core, ids, found)
         progress(len(grid) + done, total)
     return tally
 

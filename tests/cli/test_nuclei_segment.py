@@ -19,11 +19,13 @@ import limner.cli.nuclei_results
 from limner.cli import main
 from limner.cli.nuclei_report import report_of
 from limner.cli.nuclei_results import Found, on_pixels
-from limner.io import read_objects
+from limner.io import read_objects, write_ome_zarr
 from limner.io.ome_zarr import open_multiscales
 from limner.io.outlines import fill_all
 from limner.methods.partial_nuclei import to_model
 from limner.model_file import ModelFile
+from limner.space import Space
+from limner.volume import Volume
 
 PX = ("--um-per-px", "0.25")
 
@@ -163,6 +165,15 @@ def test_pixels_of_other_kinds(segment, tmp_path, name, make):
     np.testing.assert_array_equal(iio.imread(tmp_path / "out" / "labels" / f"{Path(name).stem}.png"), label(mask))
 
 
+def test_an_ome_zarr_that_states_its_pixel_size(segment, tmp_path):
+    image, mask = two_discs()
+    write_ome_zarr(tmp_path / "a.ome.zarr", Volume(image[np.newaxis], Space((1, *mask.shape), (1.0, 0.00025, 0.00025))))
+    status, *_ = segment(tmp_path / "a.ome.zarr")
+    assert status == 0
+    np.testing.assert_array_equal(iio.imread(tmp_path / "out" / "labels" / "a.png"), label(mask))
+    assert segment(tmp_path, output=tmp_path.parent / "all")[1].splitlines()[-1] == "2 nuclei in 1 of 1 images."
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_a_slide(segment, tmp_path, blobs, version):
@@ -228,6 +239,7 @@ def test_a_stopped_slide_goes_on_where_it_stopped(segment, tmp_path, blobs, monk
     assert len(read_objects(tmp_path / "out" / "objects" / "slide.geojson")) > 50
 
 
+@pytest.mark.slow
 def test_a_run_stopped_while_results_are_written_goes_on(segment, tmp_path, blobs, monkeypatch):
     path = write_pyramid(tmp_path / "slide.tif", glass_around(blobs((400, 400), 90)))
     measure = limner.cli.nuclei_results.measure
@@ -374,6 +386,34 @@ def test_faults_found_before_anything_is_written(segment, tmp_path, model):
     tifffile.imwrite(folder / "A.ome.tif", np.zeros((9, 9), np.uint8))
     status, _, err = segment(folder, *PX)
     assert (status, "would both have results called" in err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("default")  # of distributed's own making
+@pytest.mark.slow
+def test_a_cluster_finds_the_same(segment, tmp_path, blobs):
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    iio.imwrite(tmp_path / "a.png", blobs((500, 420), 90))
+    options = (*PX, "--tile", "448")
+    assert segment(tmp_path / "a.png", *options, output=tmp_path / "here")[0] == 0
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        address = cluster.scheduler_address
+        assert segment(tmp_path / "a.png", *options, "--scheduler", address, output=tmp_path / "there")[0] == 0
+    for part in ("labels/a.png", "objects/a.csv"):
+        assert (tmp_path / "here" / part).read_bytes() == (tmp_path / "there" / part).read_bytes()
+
+
+@pytest.mark.filterwarnings("default")  # of distributed's own making
+def test_a_cluster_that_is_not_there(segment, tmp_path, monkeypatch):
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    monkeypatch.setattr("limner.cli.nuclei_segment.SECONDS_TO_ANSWER", 0.2)
+    iio.imwrite(tmp_path / "a.png", two_discs()[0])
+    for address in ("tcp://127.0.0.1:1", "nowhere"):
+        status, out, err = segment(tmp_path / "a.png", *PX, "--scheduler", address)
+        assert (status, out) == (2, "")
+        assert f"--scheduler: {address} does not answer" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -46,8 +46,8 @@ def result_names(images: Sequence[Path]) -> dict[str, Path]:
 
     Examples
     --------
-    >>> result_names([Path("s/a.ome.tif"), Path("s/a.b.png")])
-    {'a': PosixPath('s/a.ome.tif'), 'a.b': PosixPath('s/a.b.png')}
+    >>> list(result_names([Path("slides/a.ome.tif"), Path("slides/a.b.png")]))
+    ['a', 'a.b']
     """
     by_name: dict[str, list[Path]] = defaultdict(list)
     for image in images:

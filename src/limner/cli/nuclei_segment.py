@@ -23,6 +23,7 @@ from limner.methods.partial_nuclei import TASK, Separation, from_model
 from limner.model_file import read_model
 from limner.run_record import RunRecord, content_key, differing_settings, hash_file
 
+SECONDS_TO_ANSWER = 10  # within which a cluster's scheduler must
 ALGORITHM = 1  # raised whenever the same settings give other nuclei
 
 
@@ -138,6 +139,8 @@ def check_batch(command: NucleiSegment) -> Batch:
     """
     _check_options(command)
     device = find_device(command.device)
+    if command.scheduler is not None:
+        _check_scheduler(command.scheduler)
     network, settings = from_model(read_model(command.model, TASK))
     compute = {"batch": command.batch, "jobs": command.jobs, "device": device.split()[0]}
     options = window_options(command.windows, command.tile, settings.um_per_px, scheduler=command.scheduler, **compute)
@@ -174,6 +177,17 @@ def _check_options(command: NucleiSegment) -> None:
             raise ValueError(f"{option}: {package} is not installed; pip install limner[{extra}], or leave it out")
 
 
+def _check_scheduler(address: str) -> None:
+    from distributed import Client
+
+    try:
+        Client(address, timeout=SECONDS_TO_ANSWER, set_as_default=False).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--scheduler: {address} does not answer ({_plain(error)}); give the address of a dask scheduler that runs"
+        ) from None
+
+
 def _problems(images: Mapping[str, Path], um_per_px: float | None) -> dict[str, str]:
     """Why images cannot be read, by name."""
     problems = {}
@@ -190,7 +204,7 @@ def _problems(images: Mapping[str, Path], um_per_px: float | None) -> dict[str, 
     return problems
 
 
-def _plain(error: ValueError) -> str:
+def _plain(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
