@@ -3,7 +3,8 @@ import sys
 
 import numpy as np
 import pytest
-from skimage.color import hed2rgb
+from skimage.color import hed2rgb, rgb2hed
+from skimage.measure import label, regionprops_table
 
 from limner.object_table import COLUMNS, ObjectTableStream, object_table
 
@@ -22,15 +23,31 @@ def test_place_and_size_by_hand():
     assert table["centroid_x_um"].tolist() == [51.5, 55.0]
     assert table["area_um2"].tolist() == [0.5, 25.0]
     assert np.isnan(table["mean_haematoxylin"]).all()
+    assert np.isnan(table["mean_probability"]).all()
 
 
 def test_eccentricity_by_hand_and_in_micrometres():
-    """A bar of n x m pixels has second moments (n^2 - 1) / 12 and (m^2 - 1) / 12 (scikit-image adds 1/12 to both)."""
+    """A bar of n x m pixels has second moments (n^2 - 1) / 12 and (m^2 - 1) / 12."""
     square = object_table(LABELS, None, (0.5, 0.25))["eccentricity"]
     # 10 pixels of 0.5 um by 20 of 0.25 um are a square
     assert square[1] == pytest.approx(0, abs=0.1)
     bar = object_table(LABELS, None, (1.0, 1.0))["eccentricity"]
     assert bar[1] == pytest.approx(np.sqrt(1 - 10**2 / 20**2), abs=0.01)
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.5), (0.25, 1.0)])
+def test_shapes_are_those_of_scikit_image(spacing):
+    draw = np.random.default_rng(2)
+    labels = label(draw.random((60, 70)) < 0.5, connectivity=1)
+    image = draw.integers(0, 256, (*labels.shape, 3)).astype(np.uint8)
+    table = object_table(labels, image, spacing)
+    wanted = ("label", "centroid", "area", "intensity_mean")
+    expected = regionprops_table(labels, rgb2hed(image)[..., 0], properties=wanted)
+    shapes = regionprops_table(labels, properties=("eccentricity",), spacing=spacing)
+    np.testing.assert_array_equal(table["label"], expected["label"])
+    np.testing.assert_allclose(table["centroid_y_px"], expected["centroid-0"])
+    np.testing.assert_allclose(table["mean_haematoxylin"], expected["intensity_mean"])
+    np.testing.assert_allclose(table["eccentricity"], shapes["eccentricity"], atol=1e-6)
 
 
 def test_mean_haematoxylin_of_a_known_mixture():
@@ -58,9 +75,11 @@ def test_regions_appended_are_the_whole_table(tmp_path, ending):
     image = np.random.default_rng(0).integers(0, 256, (*LABELS.shape, 3)).astype(np.uint8)
     with ObjectTableStream(path) as stream:
         for rows in (slice(25, 40), slice(0, 2), slice(2, 25)):
-            stream.append(object_table(LABELS[rows], image[rows], (0.5, 0.25), (rows.start, 0)))
+            part = object_table(LABELS[rows], image[rows], (0.5, 0.25), (rows.start, 0))
+            stream.append({**part, "mean_probability": part["label"] / 1e5})
         assert not path.exists()
     expected = object_table(LABELS, image, (0.5, 0.25))
+    expected["mean_probability"] = expected["label"] / 1e5
     if ending == ".csv":
         with path.open() as file:
             rows = list(csv.DictReader(file))

@@ -239,6 +239,9 @@ class RunRecord:
         Seconds per stage.
     sections : mapping of str to mapping
         For each completed section, by index: name, seconds, iterations, objective history, mean uncertainty.
+    images : mapping of str to mapping
+        For each image of a batch, by the name of its results: what it was made from (``key``), where its results are,
+        and what was found; or only ``problem``, why there is nothing.
     calibration, scores : mapping
         Calibration of the uncertainty; scores against the truth where one was given.
     suggestions : tuple of int
@@ -276,6 +279,7 @@ class RunRecord:
     machine: Mapping[str, Any] = field(default_factory=lambda: machine())
     seconds: Mapping[str, float] = field(default_factory=dict)
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    images: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calibration: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     suggestions: tuple[int, ...] = ()

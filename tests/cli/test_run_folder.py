@@ -91,6 +91,26 @@ def test_overwriting_replaces_and_removes_limners_own_files_alone(tmp_path: Path
     assert list(done.outputs) == ["labels/s1.png", "report.html"]
 
 
+def test_results_of_a_batch_are_put_in_place_one_by_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "out")
+    running = folder.begin(NEW, None)
+    running = folder.put(running, write_files(labels__a_png="1", objects__a_csv="1"))
+    running = folder.put(running, write_files(labels__b_png="2"))
+    (folder.path / "labels" / "b.png").write_text("a user's")
+    running = folder.put(running, write_files(labels__a_tif="3"), ["labels/a.png", "objects/a.csv"])
+    assert texts(folder.path) == {"labels/a.tif": "3", "labels/b.png": "a user's"}
+    assert read_record(folder.path / "run.json") == running
+    assert running.outputs == {"labels/b.png": sha("2"), "labels/a.tif": sha("3")}
+    for name in ("labels/b.png", "labels/c.png"):
+        (folder.path / name).write_text("a user's")
+        with pytest.raises(ValueError, match=f"{name} was"):
+            folder.put(running, write_files(**{name.replace("/", "__").replace(".", "_"): "4"}))
+        with pytest.raises(ValueError, match=r"labels/b.png was changed"):
+            folder.put(running, write_files(labels__d_png="4"), ["labels/b.png"])
+    left = {name: text for name, text in texts(folder.path).items() if not name.startswith(".resume")}
+    assert left == {"labels/a.tif": "3", "labels/b.png": "a user's", "labels/c.png": "a user's"}
+
+
 def test_a_users_file_with_the_name_of_a_result_stops_the_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "out")
     running = folder.begin(NEW, None)

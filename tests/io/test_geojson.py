@@ -115,6 +115,16 @@ def test_neighbours_share_no_pixel_and_leave_none():
     assert (masks[0] + masks[1] == 1).all()
 
 
+def test_outlines_scaled_and_shifted_enclose_the_same_pixels_enlarged():
+    labels = np.zeros((6, 7), int)
+    labels[1:4, 2:6] = 3
+    labels[2, 3] = 0
+    outlines = [outline.scaled(2, 3).shifted(4, 5) for outline in trace(labels)]
+    expected = np.zeros((20, 30), int)
+    expected[4:16, 5:26] = np.kron(labels, np.ones((2, 3), int))
+    np.testing.assert_array_equal(rasterise(outlines, (20, 30)), np.where(expected, 3, 0))
+
+
 def test_holes_and_parts(tmp_path):
     rings = [[box(0, 0, 6, 5), box(1, 1, 5, 4)], [box(2, 2, 4, 3)]]
     path = save(tmp_path / "a.geojson", feature(rings, "gland", "MultiPolygon"))

@@ -9,7 +9,7 @@ import tensorstore
 import zarr
 
 from limner.io import LabelStream, open_slide, read, read_label_volume, read_labels, write_ome_zarr, write_result
-from limner.io.ome_zarr import _mode_2x2
+from limner.io.ome_zarr import _mode_2x2, open_multiscales
 from limner.space import Space
 from limner.volume import Label, LabelMap, Volume
 
@@ -254,3 +254,16 @@ def test_damaged_or_older_zarr_is_named(tmp_path, version):
         with pytest.raises(ValueError, match=rf"{name}.zarr.*{message}") as raised:
             read(tmp_path / f"{name}.zarr")
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_probabilities_are_a_plain_image_reduced_by_the_mean(tmp_path, version):
+    with LabelStream(tmp_path / "p.zarr", (1500, 20), (0.5, 0.25), version, values="probabilities") as stream:
+        stream[0:2, 0:2] = np.array([[0, 255], [255, 255]])
+        with pytest.raises(ValueError, match="give 0 to 255"):
+            stream[0:1, 0:1] = np.array([[256]])
+    opened = open_multiscales(tmp_path / "p.zarr")
+    assert {array.dtype for array in opened.arrays} == {np.dtype(np.uint8)}
+    assert opened.arrays[1][0, 0] == 191
+    assert not opened.image_label
+    assert opened.spacings[0][1:] == (0.0005, 0.00025)

@@ -1,5 +1,4 @@
-"""The command line: ``limner stack complete``, ``nuclei fit``, ``evaluate labels``, ``evaluate objects``, ``info``,
-``demo``.
+"""The command line: ``limner stack complete``, ``nuclei fit|segment``, ``evaluate labels|objects``, ``info``, ``demo``.
 
 Each command is a frozen dataclass in a room of its own, whose fields become its options and whose `run` does the work.
 What a command needs is imported when it is run, so that ``limner -h`` answers at once.
@@ -23,6 +22,7 @@ HELP = {
     "complete": "Label every section of a stack of which some sections are labelled.",
     "nuclei": "Nuclei of H&E images of which some are outlined.",
     "fit": "Train a model to find all nuclei on images of which some are outlined.",
+    "segment": "Find all nuclei on images or whole slides with a trained model.",
     "evaluate": "Compare results with the truth.",
     "labels": "Accuracy and Dice of a labelled stack against the truth.",
     "objects": "AJI, panoptic quality and F1 of objects, cells or nuclei, against the true ones.",
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 done, 2 an error (one line on stderr), 130 stopped by the user.
+        Exit status: 0 done, 2 an error (one line on stderr), 3 some images of a batch failed, 130 stopped by the user.
 
     Examples
     --------
@@ -93,6 +93,7 @@ def _parse(arguments: list[str]) -> Command:
     stack, nuclei, evaluate, top = SubcommandApp(), SubcommandApp(), SubcommandApp(), SubcommandApp()
     stack.command(name="complete", help=help_of["complete"])(_stack_complete(arguments))
     nuclei.command(name="fit", help=help_of["fit"])(_nuclei_fit(arguments))
+    nuclei.command(name="segment", help=help_of["segment"])(_nuclei_segment(arguments))
     evaluate.command(name="labels", help=help_of["labels"])(EvaluateLabels)
     evaluate.command(name="objects", help=help_of["objects"])(EvaluateObjects)
     top.command(stack, name="stack", help=HELP["stack"])
@@ -115,11 +116,21 @@ def _stack_complete(arguments: Sequence[str]) -> Any:
 
 
 def _nuclei_fit(arguments: Sequence[str]) -> Any:
+    """As `_stack_complete`."""
     if list(arguments[:2]) != ["nuclei", "fit"]:
         return lambda: None
     from limner.cli.nuclei_fit import NucleiFit
 
     return NucleiFit
+
+
+def _nuclei_segment(arguments: Sequence[str]) -> Any:
+    """As `_stack_complete`."""
+    if list(arguments[:2]) != ["nuclei", "segment"]:
+        return lambda: None
+    from limner.cli.nuclei_segment import NucleiSegment
+
+    return NucleiSegment
 
 
 def _version() -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from limner.run_record import RunRecord, Store, differing_settings, hash_file, read_record, write_record
 
 RECORD = "run.json"
-RESULTS = ("labels", "uncertainty", "probabilities", "structures", "report")  # names of results without their endings
+RESULTS = ("labels", "uncertainty", "probabilities", "structures", "objects", "report")  # without their endings
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,50 @@ class RunFolder:
         ValueError
             If a file that Limner did not write, or that was changed since the run began, has the name of a result.
         """
+        outputs = self._place(running, write, {*running.outputs, *running.replaceable})
+        self._remove(set(running.outputs) - set(outputs))
+        write_record(self.path / RECORD, replace(done, outputs=outputs, replaceable={}))
+
+    def put(self, running: RunRecord, write: Callable[[Path], None], earlier: Collection[str] = ()) -> RunRecord:
+        """Put some results of a running batch in place; the record says so, and those of other images stay.
+
+        Parameters
+        ----------
+        running, write
+            As of `finish`.
+        earlier : collection of str
+            Files of `running` that these results replace: those that are not written again are removed.
+
+        Returns
+        -------
+        RunRecord
+            The running record with what is there now.
+
+        Raises
+        ------
+        ValueError
+            As of `finish`.
+        """
+        written = self._place(running, write, earlier)
+        self._remove(set(earlier) - set(written))
+        kept = {name: sha for name, sha in running.outputs.items() if name not in earlier}
+        running = replace(running, outputs={**kept, **written})
+        write_record(self.path / RECORD, running)
+        return running
+
+    def note(self, record: RunRecord) -> None:
+        """Write the record as it is."""
+        write_record(self.path / RECORD, record)
+
+    def _place(self, running: RunRecord, write: Callable[[Path], None], removable: Collection[str]) -> dict[str, str]:
+        """Write results beside their places, then move them there; gives their hashes by name."""
         staging = self.path / ".resume" / "results"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         write(staging)
         names = [p.relative_to(staging).as_posix() for p in sorted(staging.rglob("*")) if p.is_file()]
         outputs = {name: hash_file(staging / name) for name in names}
-        self._check_free(names, running)
+        self._check_free(names, removable, running)
         # noted before they are moved: a run cut short in between may replace them, and those that they replace
         noted = replace(
             running,
@@ -159,8 +196,7 @@ class RunFolder:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).replace(self.path / name)
         shutil.rmtree(staging)
-        self._remove(set(running.outputs) - set(names))
-        write_record(self.path / RECORD, replace(done, outputs=outputs, replaceable={}))
+        return outputs
 
     def _check_foreign(self, overwrite: bool) -> None:
         """A folder without a run: only when asked, and only where no file has the name of a result."""
@@ -184,10 +220,10 @@ class RunFolder:
         files = [p for path in results for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()]
         return replace(new, replaceable=self._hashes(p.relative_to(self.path).as_posix() for p in files))
 
-    def _check_free(self, names: Sequence[str], running: RunRecord) -> None:
+    def _check_free(self, names: Collection[str], removable: Collection[str], running: RunRecord) -> None:
         own = {*running.outputs, *running.replaceable}
         foreign = [name for name in names if name not in own and (self.path / name).exists()]
-        changed = self._changed(running)
+        changed = self._changed(running, {*names, *removable})
         if foreign or changed:
             found = "was not written by Limner" if foreign else "was changed since the run began"
             raise ValueError(
@@ -195,9 +231,10 @@ class RunFolder:
                 "where it stopped"
             )
 
-    def _changed(self, record: RunRecord) -> list[str]:
+    def _changed(self, record: RunRecord, among: Collection[str] | None = None) -> list[str]:
         """Files that the record lists and that hold something else now; one that is gone is no loss."""
-        found = self._hashes({**record.replaceable, **record.outputs})
+        listed_files = {*record.replaceable, *record.outputs}
+        found = self._hashes(listed_files if among is None else listed_files & set(among))
         known = (record.outputs, record.replaceable)
         return [name for name, now in found.items() if now not in [listed.get(name) for listed in known]]
 

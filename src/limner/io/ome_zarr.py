@@ -245,6 +245,8 @@ class LabelStream:
         Of NGFF.
     table : mapping of int to Label, optional
         Names and colours.
+    values : {'labels', 'probabilities'}
+        'probabilities': an image of 8 bit in steps of 1/255, reduced by the mean, in place of labels.
 
     Raises
     ------
@@ -274,8 +276,11 @@ class LabelStream:
         um_per_px: tuple[float, float] | None = None,
         version: NgffVersion = "0.5",
         table: LabelTable | None = None,
+        values: Literal["labels", "probabilities"] = "labels",
     ) -> None:
         self.path, self.shape = Path(path), shape
+        self._labels = values == "labels"
+        self._dtype: np.dtype[Any] = np.dtype(np.int32 if self._labels else np.uint8)
         self._um_per_px, self._version, self._table = um_per_px, version, table or {}
         if self.path.exists():
             raise ValueError(f"LabelStream(): {self.path} exists; give another name")
@@ -287,23 +292,25 @@ class LabelStream:
         if not self._partial.exists():
             self._partial.parent.mkdir(parents=True, exist_ok=True)
             group = zarr.open_group(self._partial, mode="w", zarr_format=zarr_format)
-            return group, _create_array(group, "0", self.shape, np.dtype(np.int32), "yx")
+            return group, _create_array(group, "0", self.shape, self._dtype, "yx")
         with reading(self._partial):
             group = zarr.open_group(self._partial, mode="r+")
             array = group["0"]
-        if not isinstance(array, zarr.Array) or array.shape != self.shape or array.metadata.zarr_format != zarr_format:
+        wanted = (self.shape, self._dtype, zarr_format)
+        if not isinstance(array, zarr.Array) or (array.shape, array.dtype, array.metadata.zarr_format) != wanted:
             raise ValueError(
                 f"LabelStream(): {self._partial} was begun with another shape or version; remove it to start anew"
             )
         return group, array
 
     def __setitem__(self, key: tuple[slice, slice], labels: NDArray[np.integer[Any]]) -> None:
-        """Write labels (y, x) >= 0 of a region."""
-        if labels.size and (int(labels.min()) < 0 or int(labels.max()) > np.iinfo(np.int32).max):
-            raise ValueError(f"LabelStream[]: labels range from {labels.min()} to {labels.max()}; give 0 to 2147483647")
-        self._array[key] = labels.astype(np.int32)
+        """Write labels (y, x) >= 0, or probabilities 0 to 255, of a region."""
+        largest = np.iinfo(self._dtype).max
+        if labels.size and (int(labels.min()) < 0 or int(labels.max()) > largest):
+            raise ValueError(f"LabelStream[]: labels range from {labels.min()} to {labels.max()}; give 0 to {largest}")
+        self._array[key] = labels.astype(self._dtype)
 
-    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[np.int32]:
+    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
         """Labels (y, x) of a region; 0 where nothing was written."""
         return np.asarray(self._array[key])
 
@@ -319,15 +326,17 @@ class LabelStream:
         for name in self._group:
             if name != "0":  # of a stream that was stopped while it built its pyramid
                 del self._group[name]
-        levels = _build_pyramid(self._group, "yx", _mode_2x2)
+        levels = _build_pyramid(self._group, "yx", _mode_2x2 if self._labels else _mean_2x2)
         y, x = self._um_per_px or (0.0, 0.0)
-        metadata = {
-            "multiscales": [_multiscales_metadata(self.path.stem, "yx", levels, (0.0, y / 1e3, x / 1e3))],
-            "image-label": _image_label_metadata(self._table, self.path, self._version),
+        metadata: dict[str, Any] = {
+            "multiscales": [_multiscales_metadata(self.path.stem, "yx", levels, (0.0, y / 1e3, x / 1e3))]
         }
+        if self._labels:
+            metadata["image-label"] = _image_label_metadata(self._table, self.path, self._version)
         _set_metadata(self._group, metadata, self._version)
         self._partial.replace(self.path)
-        _list_among_labels(self.path)
+        if self._labels:
+            _list_among_labels(self.path)
 
 
 def _metadata(group: zarr.Group) -> dict[str, Any]:

@@ -7,7 +7,7 @@ traced outline encloses exactly its object's pixels, so that tracing and filling
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,16 @@ class Outline:
     def area(self) -> float:
         """Area in pixels, holes taken off."""
         return float(sum(_area(rings[0]) - sum(_area(hole) for hole in rings[1:]) for rings in self.polygons))
+
+    def scaled(self, y: float, x: float) -> Outline:
+        """The outline with every length times `y` and `x`: in pixels of a finer level, say; corner (0, 0) stays."""
+        return replace(self, polygons=tuple(tuple(ring * (x, y) for ring in rings) for rings in self.polygons))
+
+    def shifted(self, y: float, x: float) -> Outline:
+        """The outline moved down by `y` and to the right by `x`."""
+        return replace(
+            self, polygons=tuple(tuple(ring + np.array([x, y]) for ring in rings) for rings in self.polygons)
+        )
 
 
 def trace(labels: NDArray[np.integer], offset: tuple[int, int] = (0, 0)) -> Iterator[Outline]:
