@@ -3,6 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from skimage.color import hed2rgb
+from skimage.measure import label
+from skimage.morphology import h_maxima
 from torch import nn
 
 from limner.checkpoint import Checkpoint
@@ -10,6 +14,7 @@ from limner.methods.partial_nuclei import (
     AnnotatedTile,
     Separation,
     Settings,
+    _deep_maxima,
     background_cluster,
     background_weight,
     build,
@@ -72,6 +77,18 @@ def test_background_cluster_is_the_tissue_between_nuclei_less_a_rim():
     assert cluster[from_centre > 12].mean() > 0.95
     assert not cluster[(from_centre > 7) & (from_centre < 9)].any()
     assert not background_cluster(np.full((8, 8, 3), 200, np.uint8), radius=1).any()
+
+
+def test_background_cluster_follows_the_stronger_stain():
+    """Eosin that varies a little must not part the tissue, as it does when both stains are scaled to equal spread."""
+    labels = discs()
+    draw = np.random.default_rng(0)
+    stains = np.zeros((*labels.shape, 3))
+    stains[..., 0] = np.where(labels > 0, 0.15, 0.02) + draw.normal(0, 0.01, labels.shape)
+    stains[..., 1] = np.where(np.indices(labels.shape)[1] < 64, 0.03, 0.05)
+    cluster = background_cluster((hed2rgb(stains.clip(0)) * 255).round().astype(np.uint8), radius=0)
+    assert cluster[labels > 0].mean() < 0.01
+    assert cluster[labels == 0].mean() > 0.99
 
 
 def test_background_weight_lies_between_the_distance_term_and_one_and_spares_nuclei():
@@ -258,6 +275,31 @@ def test_touching_nuclei_are_split_at_their_neck():
     np.testing.assert_array_equal(found > 0, pair)
     assert separate(pair.astype(np.float32), 0.25, Separation(split=False)).max() == 1
     assert separate(np.zeros((5, 5), np.float32), 0.25, Separation()).max() == 0
+
+
+def test_thin_nuclei_are_kept_beside_thick_ones():
+    found = np.zeros((60, 60), np.float32)
+    found[10:30, 10:30] = found[45:47, 5:50] = 1  # the second is one pixel deep, the neck asked for is two
+    assert separate(found, 0.25, Separation(neck_um=0.5)).max() == 2
+    thin_only = np.where(np.arange(60)[:, None] > 40, found, 0)
+    assert separate(thin_only, 0.25, Separation(neck_um=0.5)).max() == 1
+
+
+def test_small_holes_are_filled_and_the_lumen_of_a_gland_is_not():
+    y, x = np.mgrid[:120, :120]
+    radius = np.hypot(y - 60, x - 60)
+    ring, pale = (radius > 30) & (radius < 40), np.hypot(y - 60, x - 25) < 2
+    found = separate((ring & ~pale).astype(np.float32), 0.25, Separation(split=False))
+    np.testing.assert_array_equal(found > 0, ring)
+
+
+def test_seeds_are_those_of_scikit_images_h_maxima():
+    draw = np.random.default_rng(0)
+    mask = ndimage.gaussian_filter(draw.standard_normal((300, 300)), 6) > 0
+    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), 1)
+    found, expected = label(_deep_maxima(depth, 1.0) & mask), label(h_maxima(depth, 1.0) & mask)
+    pairs = np.unique(np.stack([found, expected])[:, (found > 0) & (expected > 0)], axis=1)
+    assert found.max() == expected.max() == pairs.shape[1] > 20
 
 
 def test_a_model_comes_back_from_its_file(tmp_path):

@@ -33,14 +33,15 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 from skimage.color import rgb2hed
 from skimage.measure import label
-from skimage.morphology import disk, h_maxima, remove_small_objects
-from skimage.segmentation import watershed
+from skimage.morphology import disk, local_maxima, remove_small_holes, remove_small_objects
+from skimage.segmentation import relabel_sequential, watershed
 from torch import Tensor, nn
 from tyro.conf import arg
 
@@ -136,6 +137,8 @@ class Separation:
     """Gaussian smoothing of the distance, micrometres."""
     least_um2: float = 5.0
     """Smaller objects are dropped, square micrometres."""
+    hole_um2: float = 20.0
+    """Smaller holes are filled, square micrometres: pale nuclei, not the lumen of a gland."""
 
 
 # ---- what is known about a pixel ----------------------------------------------------------------------------------
@@ -524,10 +527,19 @@ def separate(probability: NDArray[np.float32], um_per_px: float, settings: Separ
     ndarray of int32
         Shape (Y, X), 1 to the number of nuclei; 0 is background.
     """
-    mask = probability > 0.5
-    mask = remove_small_objects(ndimage.binary_fill_holes(mask), max_size=int(settings.least_um2 / um_per_px**2))
+    mask = remove_small_holes(probability > 0.5, max_size=int(settings.hole_um2 / um_per_px**2))
+    mask = remove_small_objects(mask, max_size=int(settings.least_um2 / um_per_px**2))
+    parts = label(mask, connectivity=1)
     if not settings.split:
-        return np.asarray(label(mask, connectivity=1), dtype=np.int32)
+        return np.asarray(parts, dtype=np.int32)
     depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), settings.smooth_um / um_per_px)
-    seeds = label(h_maxima(depth, settings.neck_um / um_per_px) & mask)
-    return np.asarray(watershed(-depth, seeds, mask=mask), dtype=np.int32)
+    seeds = label(_deep_maxima(depth, settings.neck_um / um_per_px) & mask)
+    shallow = ~np.isin(parts, parts[seeds > 0]) & mask  # parts with no maximum as deep: each is one nucleus
+    seeds = np.where(shallow, parts + seeds.max(), seeds)
+    return np.asarray(relabel_sequential(watershed(-depth, seeds, mask=mask))[0], dtype=np.int32)
+
+
+def _deep_maxima(depth: NDArray[np.floating[Any]], neck: float) -> NDArray[np.bool_]:
+    """Maxima parted from every higher one by a neck at least so much lower (ITK: eight times scikit-image's speed)."""
+    cut = sitk.HMaxima(sitk.GetImageFromArray(depth.astype(np.float32)), neck)
+    return np.asarray(local_maxima(sitk.GetArrayFromImage(cut)), dtype=bool)
