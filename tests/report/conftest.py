@@ -1,4 +1,4 @@
-"""A small completed stack, its report, and a browser to open it in."""
+"""A small completed stack, a batch of segmented images, their reports, and a browser to open it in."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from limner.report.nuclei import ImageReport, NucleiReport, View, write_nuclei_report
 from limner.report.stack import StackReport, write_stack_report
 from limner.space import Space
 from limner.volume import Label, LabelMap, Volume
@@ -108,3 +109,41 @@ def viewer(browser: Any, page: Path) -> Iterator[Viewer]:
     opened.shows(3)
     yield opened
     assert browser.get_log("browser") == []
+
+
+@pytest.fixture(scope="session")
+def nuclei_report() -> NucleiReport:
+    """A tile with two views, one without nuclei, one that failed, and a slide of 300,000 nuclei, seen at half size.
+
+    The tile of 60 x 80 pixels has objects at rows 5 to 25: 1 in columns 10 to 30, 2 in columns 30 to 50.
+    """
+    draw = np.random.default_rng(0)
+
+    def view(title: str, height: int, width: int, um_per_px: float | None, labels: np.ndarray | None = None) -> View:
+        image = np.full((height, width, 3), (230, 200, 225), np.uint8) - draw.integers(0, 8, (height, width, 1), "u1")
+        return View(title, image, np.zeros((height, width), int) if labels is None else labels, um_per_px)
+
+    touching = np.zeros((60, 80), np.uint16)
+    touching[5:25, 10:30], touching[5:25, 30:50] = 1, 2
+    sparse = np.kron(np.arange(60 * 120).reshape(60, 120), np.ones((20, 20), int))
+    views = [
+        view("Whole image", 60, 80, 0.25, touching),
+        view("</script><script>alert(1)</script>", 20, 30, None, touching[:20, :30]),
+    ]
+    links = {"labels": "labels/tile 1#.png", "bad": "javascript:alert(1)"}
+    images = [
+        ImageReport("tile 1.png", 0.25, 4, np.array([20.0, 30.0, 40.0, 90.0]), 0.02, views, links=links),
+        ImageReport("empty.png", 0.25, 0, np.zeros(0), 0.005, [view("Whole image", 30, 50, 0.25)]),
+        ImageReport('<b>&".svs', None, 0, np.zeros(0), None, (), "the file ends after 12 of 99 bytes; copy it <again>"),
+        ImageReport(
+            "slide.svs", 0.5, 300_000, np.linspace(1, 100, 300_000), 150.0, [view("Slide", 1200, 2400, 4.0, sparse)]
+        ),
+    ]
+    return NucleiReport("<i>title", images, {"window": 1024}, ("Please look",))
+
+
+@pytest.fixture(scope="session")
+def nuclei_page(nuclei_report: NucleiReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "nuclei.html"
+    write_nuclei_report(path, nuclei_report)
+    return path

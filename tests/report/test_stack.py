@@ -26,7 +26,7 @@ def test_page_stands_alone(page: Path):
 
 
 def test_page_holds_every_section_once(page: Path):
-    sections = re.findall(r'id="section-(\d+)">(.*?)</script>', page.read_text(), re.S)
+    sections = re.findall(r'id="picture-(\d+)">(.*?)</script>', page.read_text(), re.S)
     assert [int(number) for number, _ in sections] == [0, 1, 2, 3, 4, 5]
     assert all(set(json.loads(text)) == {"image", "labels", "uncertainty", "truth"} for _, text in sections)
     assert len(page_data(page.read_text())["sections"]) == 6

@@ -1,4 +1,4 @@
-"""One section's pixels as text that a web page can hold: the image as JPEG, labels and uncertainty as packed bytes.
+"""Pictures as text that a web page can hold: images as JPEG, labels and uncertainty as packed bytes.
 
 Labels and uncertainty are deflated bytes, not PNG: a browser gives them back exactly, also where it blurs what a page
 reads from a canvas to guard against tracking, and a label map spoilt by one grey level names the wrong structure.
@@ -63,8 +63,8 @@ def surround_colour(pixels: NDArray[Any], grey: tuple[float, float]) -> str:
     return "#" + "".join(f"{round(float(part)):02x}" for part in colour)
 
 
-def shown_size(shape: tuple[int, int, int]) -> tuple[int, int]:
-    """The (y, x) size at which the sections of a stack of `shape` (Z, Y, X) are kept: their own, unless too large.
+def shown_size(shape: tuple[int, int, int], longest: int = LONGEST_SIDE) -> tuple[int, int]:
+    """The (y, x) size at which Z pictures of `shape` (Z, Y, X) are kept: their own, unless too large.
 
     Examples
     --------
@@ -72,11 +72,13 @@ def shown_size(shape: tuple[int, int, int]) -> tuple[int, int]:
     ((193, 271), (750, 1000), (548, 730))
     """
     n_sections, height, width = shape
-    shrink = min(1.0, LONGEST_SIDE / max(height, width), (MOST_PIXELS / (n_sections * height * width)) ** 0.5)
+    shrink = min(1.0, longest / max(height, width), (MOST_PIXELS / (n_sections * height * width)) ** 0.5)
     return max(1, round(height * shrink)), max(1, round(width * shrink))
 
 
-def pack_image(section: NDArray[Any], grey: tuple[float, float], size: tuple[int, int]) -> str:
+def pack_image(
+    section: NDArray[Any], grey: tuple[float, float], size: tuple[int, int], quality: int = JPEG_QUALITY
+) -> str:
     """A section's image as base64 text of a JPEG file.
 
     Parameters
@@ -87,6 +89,8 @@ def pack_image(section: NDArray[Any], grey: tuple[float, float], size: tuple[int
         Values shown as black and as white.
     size : tuple of int
         (y, x) size to keep; a smaller one takes the mean over each new pixel's area.
+    quality : int
+        Of the JPEG file, 1 to 100.
 
     Examples
     --------
@@ -95,7 +99,7 @@ def pack_image(section: NDArray[Any], grey: tuple[float, float], size: tuple[int
     """
     finite = np.nan_to_num(section.astype(np.float32), nan=grey[0], posinf=grey[0], neginf=grey[0])
     shown = _eight_bit(_mean_resized(finite, size), grey)
-    return base64.b64encode(iio.imwrite("<bytes>", shown, extension=".jpg", quality=JPEG_QUALITY)).decode()
+    return base64.b64encode(iio.imwrite("<bytes>", shown, extension=".jpg", quality=quality)).decode()
 
 
 def pack_labels(numbers: NDArray[np.integer[Any]], size: tuple[int, int]) -> str:

@@ -1,25 +1,22 @@
 """The report of a completed stack: one web page in one file, which shows where not to trust the labels.
 
-`write_stack_report` fills ``stack.html.j2``; ``stack.css.j2`` and ``stack.js.j2`` are set into it. The page holds every
-section as text and decodes a section when it is shown, so that long stacks open at once. It reaches no network.
+`write_stack_report` fills ``stack.html.j2``, which extends ``page.html.j2``. The page holds every section as text and
+decodes a section when it is shown, so that long stacks open at once. It reaches no network.
 """
 
 from __future__ import annotations
 
 import colorsys
-import platform
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypedDict
 
-import jinja2
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.report.page import counted, write_page
 from limner.report.section_pixels import (
     UNCERTAINTY_STEPS,
     grey_range,
@@ -32,7 +29,6 @@ from limner.report.section_pixels import (
 from limner.volume import LabelMap, Volume
 
 COLOUR_MAP = "inferno"  # perceptually uniform: equal steps of uncertainty look equal
-_PACKAGES = ("limner", "torch", "numpy", "scipy", "scikit-image", "SimpleITK")
 
 
 class SectionScores(TypedDict):
@@ -138,8 +134,8 @@ class StackReport:
         mean = f"{self.section_uncertainty[completed].mean():.2f}" if completed else "none to give"
         n_structures = len(set(np.unique(self.labels.labels).tolist()) - {0})
         return (
-            f"{_counted(self.labels.space.shape[0], 'section')}, {len(set(self.labelled))} labelled by you and "
-            f"{len(completed)} completed; {_counted(n_structures, 'structure')}; "
+            f"{counted(self.labels.space.shape[0], 'section')}, {len(set(self.labelled))} labelled by you and "
+            f"{len(completed)} completed; {counted(n_structures, 'structure')}; "
             f"mean uncertainty of completed sections {mean}."
         )
 
@@ -168,29 +164,13 @@ def write_stack_report(path: Path, report: StackReport) -> None:
     structures = _structures(report)
     if len(structures) > 65536:
         raise ValueError(f"write_stack_report(): {len(structures) - 1} structures; a report holds 65535 at most")
-    page = _environment().get_template("stack.html.j2")
-    stream = page.stream(
-        report=report,
+    write_page(
+        path,
+        "stack.html.j2",
+        report,
         data=_page_data(report, structures),
+        pictures=_packed_sections(report, structures),
         tables=_score_tables(report, structures) if report.scores else None,
-        packed_sections=_packed_sections(report, structures),
-        versions=_versions(),
-    )
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        stream.dump(str(unfinished), encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("limner.report", package_path=""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
 
 
@@ -297,17 +277,3 @@ def _summary_of(dice: Mapping[Any, float]) -> dict[str, Any]:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
-
-
-def _counted(n: int, thing: str) -> str:
-    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
-
-
-def _versions() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
