@@ -124,6 +124,7 @@ def test_a_small_image(segment, tmp_path):
         "objects/a.b.geojson",
         "objects/a.b.geojson.gz",
         "probabilities/a.b.tif",
+        "report.html",
     ]
 
 
@@ -253,7 +254,13 @@ def test_a_run_stopped_while_results_are_written_goes_on(segment, tmp_path, blob
     status, out, _ = segment(path)
     assert status == 0
     assert "nuclei" in out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".resume", "labels", "objects", "run.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        ".resume",
+        "labels",
+        "objects",
+        "report.html",
+        "run.json",
+    ]
 
 
 def folder_of(tmp_path, *names):
@@ -443,7 +450,7 @@ def test_what_the_report_is_made_from(segment, tmp_path, blobs):
     entries = record_of(tmp_path / "out")["images"]
     found = {n: e["problem"] if "problem" in e else Found.from_entry(e) for n, e in entries.items()}
     images = {path.stem: path for path in folder.iterdir()}
-    reports = {r.name: r for r in report_of(tmp_path / "out", found, images, 0.25)}
+    reports = {Path(r.name).stem: r for r in report_of(tmp_path / "out", found, images, 0.25)}
     assert "b.png cannot be read" in reports["b"].problem
     small, slide = reports["a"], reports["slide"]
     assert (small.count, len(small.areas_um2), [view.title for view in small.views]) == (2, 2, ["whole image"])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,32 +14,11 @@ from limner.cli.nuclei_results import Found, on_pixels
 from limner.io.labels import read_label_image
 from limner.io.ome_zarr import open_multiscales
 from limner.io.slide import Slide, open_slide
+from limner.report.nuclei import ImageReport, View
 
 VIEW = 1024  # pixels along a side
 MOST_VIEWS = 3  # regions of one image
 IMAGES_WITH_VIEWS = 20  # of a batch, for the report holds their pixels
-
-
-@dataclass(frozen=True)
-class View:
-    """Part of an image: title, RGB (Y, X, 3) of 8 bit, labels (Y, X)."""
-
-    title: str
-    image: NDArray[np.uint8]
-    labels: NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True)
-class ImageReport:
-    """What the report says of an image; `problem` says why nothing was found in it."""
-
-    name: str
-    um_per_px: tuple[float, float] | None = None
-    count: int = 0
-    areas_um2: NDArray[np.float64] | None = None
-    tissue_mm2: float = 0.0
-    views: tuple[View, ...] = ()
-    problem: str = ""
 
 
 def report_of(
@@ -63,13 +40,15 @@ def report_of(
     reports = []
     for number, (name, result) in enumerate(found.items()):
         if isinstance(result, str):
-            reports.append(ImageReport(name, problem=result))
+            reports.append(ImageReport(images[name].name, None, 0, np.zeros(0), None, (), problem=result))
             continue
         table = _read_table(output / result.files[1])
         views: tuple[View, ...] = ()
         if number < IMAGES_WITH_VIEWS:
             views = tuple(_views(open_slide(images[name], um_per_px), output / result.files[0], result, table))
-        reports.append(ImageReport(name, result.um_per_px, result.count, table["area_um2"], result.mm2, views))
+        links = {Path(file).name: file for file in result.files}
+        areas, size = table["area_um2"], max(result.um_per_px)
+        reports.append(ImageReport(images[name].name, size, result.count, areas, result.mm2, views, links=links))
     return reports
 
 
@@ -92,13 +71,13 @@ def _views(slide: Slide, labels: Path, found: Found, table: Mapping[str, NDArray
     level = slide.at(size) if labels.is_dir() else slide.levels[0]
     shape = (int(finest.shape[0]), int(finest.shape[1]))
     if max(shape) <= VIEW:
-        return [View("whole image", level[...], np.asarray(finest[...]))]
+        return [View("whole image", level[...], np.asarray(finest[...]), size)]
     overview = slide.thumbnail(VIEW)
     coarse = on_pixels(np.asarray(arrays[-1][...]), (overview.shape[0], overview.shape[1]))
-    views = [View("overview", overview[...], coarse)]
+    views = [View("overview", overview[...], coarse, size * shape[0] / overview.shape[0])]
     for top, left in _richest(shape, table["centroid_y_px"], table["centroid_x_px"]):
         region = slice(top, min(top + VIEW, shape[0])), slice(left, min(left + VIEW, shape[1]))
-        views.append(View(f"from row {top}, column {left}", level[region], np.asarray(finest[region])))
+        views.append(View(f"from row {top}, column {left}", level[region], np.asarray(finest[region]), size))
     return views
 
 

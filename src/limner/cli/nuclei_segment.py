@@ -15,15 +15,18 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limner.cli.device import find_device
 from limner.cli.image_files import hash_image, list_images, result_names
+from limner.cli.nuclei_report import report_of
 from limner.cli.nuclei_results import Finder, Found, Wanted, search, window_options, write_image
 from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
 from limner.io.slide import open_slide
 from limner.methods.partial_nuclei import TASK, Separation, from_model
 from limner.model_file import read_model
+from limner.report.nuclei import NucleiReport, write_nuclei_report
 from limner.run_record import RunRecord, content_key, differing_settings, hash_file
 
 SECONDS_TO_ANSWER = 10  # within which a cluster's scheduler must
+REPORT = "report.html"
 ALGORITHM = 1  # raised whenever the same settings give other nuclei
 
 
@@ -33,7 +36,8 @@ class NucleiSegment:
 
     Writes into OUT, for each image NAME: labels/NAME.png (.tif beyond 65535 nuclei; labels/NAME.ome.zarr for a slide,
     at the model's pixel size), objects/NAME.csv with the place, size and stain of each nucleus, and what else is
-    asked for; and run.json. Given again, the same command passes over images that are done and goes on within a slide.
+    asked for; report.html and run.json. Given again, the same command passes over images that are done and goes on
+    within a slide.
     """
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
@@ -95,7 +99,7 @@ class NucleiSegment:
         done = finished_images(running, earlier)
         try:
             found, running = _segment_all(batch, folder, running, done)
-            return _finish(folder, running, found, earlier)
+            return _finish(batch, folder, running, found, earlier)
         except KeyboardInterrupt:
             print("\nStopped; the same command goes on from the last finished image or window.", file=sys.stderr)
             return 130
@@ -308,15 +312,30 @@ def _noted(folder: RunFolder, running: RunRecord, name: str, entry: Mapping[str,
     return running
 
 
-def _finish(folder: RunFolder, running: RunRecord, found: Mapping[str, Found | str], earlier: RunRecord | None) -> int:
-    """Complete the record, say what came out; gives the exit status."""
+def _finish(
+    batch: Batch, folder: RunFolder, running: RunRecord, found: Mapping[str, Found | str], earlier: RunRecord | None
+) -> int:
+    """Write the report, complete the record, say what came out; gives the exit status."""
     problems = [f"{name}: {result}" for name, result in found.items() if isinstance(result, str)]
     results = [result for result in found.values() if isinstance(result, Found)]
     summary = f"{sum(result.count for result in results)} nuclei in {len(results)} of {len(found)} images."
     if earlier is not None and differing_settings(earlier, running):
         own = {file for entry in running.images.values() for file in _files_of(entry, running.outputs)}
         running = folder.put(running, lambda _: None, set(running.outputs) - own)  # what the other settings left
+
+    def write(staging: Path) -> None:
+        reports = report_of(folder.path, found, batch.images, batch.um_per_px)
+        report = NucleiReport(folder.path.resolve().name, reports, settings_shown(running), tuple(problems))
+        write_nuclei_report(staging / REPORT, report)
+
+    running = folder.put(running, write, {REPORT} & set(running.outputs))
     done = running.completed(summary=summary, notes=tuple(problems))
     folder.note(dataclasses.replace(done, replaceable={}))
-    print(summary)
+    print(f"{summary} Report: {folder.path / REPORT}")
     return 0 if not problems else 3 if results else 2
+
+
+def settings_shown(record: RunRecord) -> dict[str, object]:
+    """Settings for the report: the model by its name, the pixel size in words."""
+    shown = {**record.settings, "model": ", ".join(record.inputs["model"])}
+    return {**shown, "um_per_px": record.settings["um_per_px"] or "as the files state"}

@@ -542,4 +542,4 @@ def separate(probability: NDArray[np.float32], um_per_px: float, settings: Separ
 def _deep_maxima(depth: NDArray[np.floating[Any]], neck: float) -> NDArray[np.bool_]:
     """Maxima parted from every higher one by a neck at least so much lower (ITK: eight times scikit-image's speed)."""
     cut = sitk.HMaxima(sitk.GetImageFromArray(depth.astype(np.float32)), neck)
-    return np.asarray(local_maxima(sitk.GetArrayFromImage(cut)), dtype=bool)
+    return np.asarray(local_maxima(sitk.GetArrayFromImage(cut))).astype(bool)

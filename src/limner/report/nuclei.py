@@ -269,7 +269,8 @@ def _packed_views(report: NucleiReport) -> Iterator[dict[str, object]]:
 
 
 def _packed_view(view: View, size: tuple[int, int]) -> dict[str, object]:
-    numbers = np.where(view.labels > 0, (view.labels - 1) % _MOST_NUMBERS + 1, 0)  # only neighbours must differ
+    labels = view.labels.astype(np.int64)
+    numbers = np.where(labels > 0, (labels - 1) % _MOST_NUMBERS + 1, 0)  # only neighbours must differ
     shrunk = view.labels.shape[1] / size[1]
     return {
         "image": pack_image(view.image, (0, 255), size, JPEG_QUALITY),
