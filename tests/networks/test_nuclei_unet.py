@@ -44,6 +44,21 @@ def test_normalisation_follows_the_non_linearity():
     assert [type(m) for m in block] == [nn.Conv2d, nn.ReLU, nn.BatchNorm2d] * 2
 
 
+@pytest.mark.parametrize("signs", [1, -1, 0])
+def test_folded_normalisation_gives_what_the_layers_give(signs):
+    """Of negative weights, where the maximum of the ReLU turns into a minimum, too; 0: both, and one that is 0."""
+    block = network_with().down[1]
+    with torch.no_grad():
+        block[2].weight.mul_(signs or torch.tensor([1, -1, 0, 1, -1, 1.0]))
+    image = noise(2, 4, 9, 11) - 0.3
+    layers = list(block)
+    expected = nn.Sequential(*layers)(image)
+    with torch.no_grad():
+        found = block(image)
+    assert not torch.allclose(expected, nn.Sequential(*layers[:2], *layers[3:])(image), atol=0.1)  # it does something
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("levels", [2, 3, 5])
 def test_a_pixel_depends_on_its_receptive_field_and_on_nothing_else(levels):
     """The gradient of one output vanishes outside and not on the field's first and last pixel, for every phase.

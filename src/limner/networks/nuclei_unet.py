@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,11 @@ CONVOLUTIONS = 2  # of 3 x 3 in each block: each looks one pixel further
 
 
 class Block(nn.Sequential):
-    """Two zero-padded 3 x 3 convolutions, each with ReLU and then batch normalisation."""
+    """Two zero-padded 3 x 3 convolutions, each with ReLU and then batch normalisation.
+
+    In evaluation without gradients normalisation is folded into its convolution: the same numbers but for rounding, and
+    half as many maps written to memory.
+    """
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(
@@ -26,6 +31,30 @@ class Block(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.BatchNorm2d(n_out),
         )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps of the same size: (B, n_in, Y, X) -> (B, n_out, Y, X)."""
+        if self.training or torch.is_grad_enabled():
+            for layer in self:
+                maps = layer(maps)
+            return maps
+        maps = _normalised_convolution(self[0], self[2], maps)
+        return _normalised_convolution(self[3], self[5], maps)
+
+
+def _normalised_convolution(convolution: Any, normalisation: Any, maps: Tensor) -> Tensor:
+    """Convolution, ReLU and batch normalisation as one convolution and one clamp in place.
+
+    Normalisation is a r + b in each channel, and a max(z, 0) + b = max(a z + b, b), or with negative a the minimum.
+    Zeros that pad the maps stay zeros, which they would not if b were folded into the next convolution.
+    """
+    scale = normalisation.weight / torch.sqrt(normalisation.running_var + normalisation.eps)
+    shift = normalisation.bias - normalisation.running_mean * scale
+    weight = convolution.weight * scale[:, None, None, None]
+    maps = F.conv2d(maps, weight, convolution.bias * scale + shift, padding=1)
+    lowest = torch.where(scale >= 0, shift, -torch.inf)[:, None, None]
+    highest = torch.where(scale >= 0, torch.inf, shift)[:, None, None]
+    return torch.clamp(maps, lowest, highest, out=maps)
 
 
 class NucleiUNet(nn.Module):
