@@ -69,7 +69,7 @@ class Options:
         Address of a dask.distributed cluster whose workers compute; None: threads here.
     """
 
-    window: int = 1024
+    window: int = 1536
     halo: int | None = None
     margin: int = 0
     batch: int = 1

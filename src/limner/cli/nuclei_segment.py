@@ -22,6 +22,7 @@ from limner.cli.run_folder import RunFolder
 from limner.io.slide import open_slide
 from limner.methods.partial_nuclei import TASK, Separation, from_model
 from limner.model_file import read_model
+from limner.parallel import keep_freed_memory
 from limner.report.nuclei import NucleiReport, write_nuclei_report
 from limner.run_record import RunRecord, content_key, differing_settings, hash_file
 
@@ -62,7 +63,7 @@ class NucleiSegment:
     """How the probability becomes nuclei."""
     tissue: bool = True
     """Pass over the glass of slides."""
-    tile: int = 1024
+    tile: int = 1536
     """Side of the windows in pixels; it bounds the memory and does not change the result."""
     windows: Literal["exact", "paper"] = "exact"
     """'exact': the same result as the whole image at once; 'paper': windows of 256 every 128, for comparison."""
@@ -90,6 +91,7 @@ class NucleiSegment:
         ValueError
             If an input or option is at fault or OUT cannot be used; nothing is written then.
         """
+        keep_freed_memory()
         folder = RunFolder(self.output)
         folder.check_apart_from({"IMAGES": self.images, "MODEL": self.model})
         batch = check_batch(self)
@@ -331,7 +333,8 @@ def _finish(
     running = folder.put(running, write, {REPORT} & set(running.outputs))
     done = running.completed(summary=summary, notes=tuple(problems))
     folder.note(dataclasses.replace(done, replaceable={}))
-    print(f"{summary} Report: {folder.path / REPORT}")
+    print(summary)
+    print(f"Report: {folder.path / REPORT}", file=sys.stderr)
     return 0 if not problems else 3 if results else 2
 
 
