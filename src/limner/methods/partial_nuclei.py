@@ -14,8 +14,9 @@ the loss                            `weighted_background_loss` (minus signs put 
 ==================================  =================================================
 
 Departures: the paper stops at a pixel mask; `separate` splits it into nuclei by a watershed on the distance transform.
-alpha, beta and the disc have no published values; the defaults here are first guesses, not measured yet. The schedule
-is shorter than the paper's 100,000 steps, so that it fits two processor cores.
+alpha, beta, the disc and lam were chosen on MoNuSeg tiles, of which some were held out (docs/benchmarks.md). The schedule
+is shorter than the paper's 100,000 steps, so that it fits two processor cores, and ends in a cooldown; the loss is divided
+by what is known, so that its size does not hang on how much is annotated.
 
 References
 ----------
