@@ -114,6 +114,11 @@ def compute(run: Run) -> dict[str, Any]:
         how: {n: score_objects(separate(p, px, s), test[n][1]) for n, p in probabilities.items()}
         for how, s in (("split", WITH_SPLIT), ("not split", WITHOUT))
     }
+    if run.arm == "plain":  # as if the share of nuclei that are annotated were known (Elkan and Noto 2008)
+        objects["rescaled"] = {
+            n: score_objects(separate(p / np.float32(run.fraction), px, WITH_SPLIT), test[n][1])
+            for n, p in probabilities.items()
+        }
     return {
         "seconds": round(seconds),
         "loss": float(np.mean(losses[-50:])) if losses else None,
