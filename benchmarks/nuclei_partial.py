@@ -129,7 +129,7 @@ def compute(run: Run) -> dict[str, Any]:
 def runs(settings: Settings, arms: Iterable[str], left_out: Sequence[tuple[str, ...]]) -> list[Run]:
     """Runs of all folds, the most telling first."""
     plan = [("weighted", 0.25, 0), ("plain", 0.25, 0), ("all", 1.0, 0), ("otsu", 1.0, 0)]
-    plan += [(arm, f, s) for f, s in ((0.1, 0), (0.5, 0), (0.25, 1), (0.25, 2)) for arm in ("weighted", "plain")]
+    plan += [(arm, f, s) for arm in ("weighted", "plain") for f, s in ((0.1, 0), (0.5, 0), (0.25, 1), (0.25, 2))]
     loss = {"weighted": "weighted", "plain": "plain", "all": "plain", "otsu": "plain"}
     return [
         Run(arm, fraction, seed, fold, replace(settings, loss=loss[arm], seed=seed))
