@@ -115,6 +115,19 @@ def test_objects_larger_than_a_square_come_alone_and_the_largest_thinned_out():
     assert outline.area == pytest.approx(380 * 40, rel=0.1)
 
 
+def test_a_long_thin_object_is_measured_too():
+    labels = np.zeros((12, 500), np.int32)
+    labels[4, 11:480] = 1
+    labels[3, 12] = 1  # every sixth row and column would meet none of it
+    tally = tally_of(labels, np.full(labels.shape, 51, np.uint8))
+    (part,) = measure(tally, labels, np.full((*labels.shape, 3), 90, np.uint8), (0.5, 0.5), side=32)
+    assert part.step > 1
+    assert part.table["label"].tolist() == [1]
+    assert part.table["area_um2"].tolist() == [470 * 0.25]
+    assert part.table["centroid_x_px"][0] == pytest.approx(245, abs=6)
+    assert len(list(part.outlines())) == 1
+
+
 class Watched:
     """An image that counts who reads it, and may stop the run."""
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.measure import block_reduce
 
 from limner.inference import Image, Options, TiledNetwork, predict
 from limner.io.outlines import Outline, trace
@@ -285,7 +286,7 @@ class Measured:
     region : Rectangle
         Where they lie.
     labels : ndarray of int32
-        Every `step`-th pixel of the region, without any other object.
+        The region without any other object, in pixels `step` times as large as the image's.
     table : dict of str to ndarray
         As of `object_table`, with the mean probability.
     step : int
@@ -354,14 +355,27 @@ def _by_square(tally: Tally, ids: NDArray[np.int64], side: int) -> Iterator[NDAr
     yield from np.split(ids[large], large.sum()) if large.any() else ()
 
 
+def _own(labels: Region, region: Rectangle, ids: NDArray[np.int64]) -> NDArray[np.int32]:
+    """A region without any other object."""
+    found = np.asarray(labels[region.slices])
+    return np.where(np.isin(found, ids), found, 0).astype(np.int32)
+
+
+def _thinned(labels: Region, region: Rectangle, ids: NDArray[np.int64], step: int) -> NDArray[np.int32]:
+    """One object of a region in pixels `step` times as large: each of which any part belongs to it."""
+    rows = [
+        Rectangle(top, min(top + step, region.bottom), region.left, region.right)
+        for top in range(region.top, region.bottom, step)
+    ]
+    return np.concatenate([block_reduce(_own(labels, row, ids), step, np.max) for row in rows])  # type: ignore[no-untyped-call]
+
+
 def _measured(
     tally: Tally, ids: NDArray[np.int64], labels: Region, image: Image, um_per_px: tuple[float, float], longest: int
 ) -> Measured:
     region = tally.box(ids)
     step = math.ceil(max(region.shape) / longest)
-    rows, columns = (slice(part.start, part.stop, step) for part in region.slices)
-    found = np.asarray(labels[rows, columns])
-    own = np.where(np.isin(found, ids), found, 0).astype(np.int32)
+    own = _own(labels, region, ids) if step == 1 else _thinned(labels, region, ids, step)
     pixels = np.asarray(image[region.slices]) if step == 1 else None
     size = um_per_px[0] * step, um_per_px[1] * step
     table = object_table(own, pixels, size)

@@ -205,6 +205,22 @@ def test_an_image_smaller_than_a_patch_will_do(folder: Path) -> None:
     assert fit(folder, "--patch", "128") == 0
 
 
-def test_a_loss_that_runs_away_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^--rate: the loss has become infinite or no number; give a lower rate"):
-        limner.cli.nuclei_fit.check_losses([1.0, float("nan")])
+def test_validation_images_that_do_not_fit_into_memory_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limner.cli.nuclei_fit, "LARGEST_VALIDATION", 1000)
+    iio.imwrite(folder / "v.png", picture(nuclei(), 7))
+    tifffile.imwrite(folder / "v.tif", nuclei())
+    assert fit(folder, "--validation", str(folder / "v.png"), str(folder / "v.tif")) == 2
+    assert "v.png has (96, 96) pixels at 0.25 um; give tiles cut from it" in capsys.readouterr().err
+
+
+def test_few_regions_are_read_of_many_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limner.cli.nuclei_fit, "MOST_REGIONS_IN_ALL", 5)
+    asked = []
+    regions = limner.cli.nuclei_fit.AnnotatedImage.regions
+    monkeypatch.setattr(
+        limner.cli.nuclei_fit.AnnotatedImage, "regions", lambda self, most: asked.append(most) or regions(self, most)
+    )
+    assert fit(folder) == 0
+    assert asked == [2, 2]

@@ -327,6 +327,75 @@ def test_other_settings_and_files_changed_by_hand_need_overwrite(segment, tmp_pa
     assert (output / "labels" / "b.png").read_bytes() == b"a user's"
 
 
+@pytest.mark.slow
+def test_a_slide_that_is_replaced_holds_nothing_of_the_earlier_run(segment, tmp_path):
+    """zarr writes no chunk that is empty: one of the earlier run would stay in its place."""
+    image, _ = two_discs((2200, 2200), 12, ((100, 100), (100, 2000)))
+    image[1900:1907, 1900:1907] = 40  # small, alone in its chunk
+    path = write_pyramid(tmp_path / "slide.tif", image)
+    assert "3 nuclei" in segment(path, "--no-tissue", "--least-um2", "1")[1]
+    status, out, _ = segment(path, "--no-tissue", "--least-um2", "10", "--overwrite")
+    assert (status, "2 nuclei" in out) == (0, True)
+    levels = open_multiscales(tmp_path / "out" / "labels" / "slide.ome.zarr").arrays
+    assert [np.unique(level[...]).tolist() for level in levels] == [[0, 1, 2]] * len(levels)
+
+
+def test_a_run_that_replaces_another_and_is_stopped_leaves_nothing_of_it(segment, tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, "a.png", "b.png")
+    assert segment(folder, *PX, "--geojson")[0] == 0
+    search = limner.cli.nuclei_results.search
+
+    def stopping(slide, *rest):
+        if slide.path.name == "b.png":
+            raise KeyboardInterrupt
+        return search(slide, *rest)
+
+    monkeypatch.setattr("limner.cli.nuclei_segment.search", stopping)
+    assert segment(folder, *PX, "--no-split", "--overwrite")[0] == 130
+    monkeypatch.setattr("limner.cli.nuclei_segment.search", search)
+    assert segment(folder, *PX, "--no-split")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "out" / "objects").iterdir()) == ["a.csv", "b.csv"]
+    assert sorted(record_of(tmp_path / "out")["outputs"]) == [
+        *("labels/a.png", "labels/b.png", "objects/a.csv", "objects/b.csv", "report.html")
+    ]
+
+
+def test_another_image_of_the_same_name_needs_overwrite(segment, tmp_path):
+    folder = folder_of(tmp_path, "a.png", "b.png")
+    assert segment(folder, *PX)[0] == 0
+    (tmp_path / "others").mkdir()
+    iio.imwrite(tmp_path / "others" / "a.png", two_discs(at=((30, 40),))[0])
+    status, _, err = segment(tmp_path / "others", *PX)
+    assert (status, "holds results of another image called a, " in err) == (2, True)
+    assert iio.imread(tmp_path / "out" / "labels" / "a.png").max() == 2
+    assert segment(tmp_path / "others", *PX, "--overwrite")[0] == 0
+    assert iio.imread(tmp_path / "out" / "labels" / "a.png").max() == 1
+    assert "b.png" in (tmp_path / "out" / "report.html").read_text()  # its results are still there
+    (tmp_path / "moved").mkdir()
+    (folder / "b.png").rename(tmp_path / "moved" / "b.png")
+    assert segment(tmp_path / "moved", *PX)[0] == 0  # the same image elsewhere
+
+
+def test_what_was_found_stays_when_an_image_can_no_longer_be_read(segment, tmp_path):
+    folder = folder_of(tmp_path, "a.png", "b.png")
+    assert segment(folder, *PX)[0] == 0
+    whole = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(whole[:60])
+    assert segment(folder, *PX)[0] == 3
+    assert iio.imread(tmp_path / "out" / "labels" / "b.png").max() == 2
+    (folder / "b.png").write_bytes(whole)
+    assert segment(folder, *PX)[0] == 0
+    assert "problem" not in record_of(tmp_path / "out")["images"]["b"]
+
+
+def test_an_image_that_the_network_sees_much_larger_is_streamed(segment, tmp_path, monkeypatch):
+    image, _ = two_discs((60, 80), 9)
+    iio.imwrite(tmp_path / "a.png", image)
+    monkeypatch.setattr(limner.cli.nuclei_results, "LARGEST_IN_MEMORY", 10_000)
+    assert segment(tmp_path / "a.png", "--um-per-px", "0.5", "--no-tissue")[0] == 0  # 120 x 160 to the network
+    assert (tmp_path / "out" / "labels" / "a.ome.zarr").is_dir()
+
+
 def test_a_damaged_image_is_named_and_the_others_go_on(segment, tmp_path):
     folder = folder_of(tmp_path, "a.png", "c.png")
     slide = folder / "b.tif"  # its pages can be listed, its last tiles cannot be read
@@ -380,6 +449,7 @@ def test_faults_found_before_anything_is_written(segment, tmp_path, model):
         (image, (*PX, "--tile", "1000"), model, "--tile: a window of 1000 does not fit"),
         (image, (*PX, "--jobs", "0"), model, "--jobs: 0 is below 1"),
         (image, (*PX, "--neck-um", "0"), model, "--neck-um: 0.0 is no depth"),
+        (image, (*PX, "--hole-um2", "inf"), model, "--hole-um2: inf is out of range"),
         (image, (*PX, "--least-um2", "-1"), model, "--least-um2: -1.0 is out of range"),
     ):
         status, out, err = segment(images, *options, model=given)

@@ -13,6 +13,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from limner.io.annotated_images import CELL, open_annotated, pair_annotations
+from limner.io.geojson import MEAN_PROBABILITY, GeoJsonStream
+from limner.io.outlines import trace
 from limner.io.slide import Level
 
 
@@ -132,6 +134,17 @@ def test_regions_of_interest_and_ignored_classes_are_no_nuclei(tmp_path: Path) -
     assert (labels[:4, :4] > 0).all()
     assert (labels[:4, 10:14] > 0).all()
     assert np.count_nonzero(labels) == 32
+
+
+def test_what_limner_found_is_not_learnt_from(tmp_path: Path) -> None:
+    labels = np.zeros((40, 60), np.int32)
+    labels[5:12, 5:12], labels[20:30, 20:30] = 1, 2
+    with GeoJsonStream(tmp_path / "found.geojson", class_name="Nucleus") as stream:
+        stream.write(trace(labels), {label: {MEAN_PROBABILITY: 0.9} for label in (1, 2)})
+    found = json.loads((tmp_path / "found.geojson").read_text())["features"]
+    path = save(tmp_path / "a.geojson", *found, square(45, 5))
+    annotated = open_annotated(image(tmp_path / "a.png"), path, 0.25, 0.25)
+    assert (annotated.nuclei, annotated.passed_over) == (1, 2)
 
 
 def test_of_a_cell_the_nucleus_is_taken(tmp_path: Path) -> None:

@@ -273,6 +273,16 @@ def test_truncated_slides_are_named(tmp_path, capfd, make_truncated, write, frac
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("rows", "message"), [(0, "a size of 0 pixels"), (900, "it has no tile 9")])
+def test_a_size_that_does_not_fit_the_pixels_is_named(tmp_path, rows, message):
+    path = tmp_path / "bad.tif"
+    tifffile.imwrite(path, np.zeros((300, 300, 3), np.uint8), tile=(128, 128), photometric="rgb", metadata=None)
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tif.pages[0].tags["ImageLength"].overwrite(rows)
+    with pytest.raises(ValueError, match=rf"bad.tif cannot be read .*{message}"):
+        open_slide(path, 0.25).levels[0][:]
+
+
 @pytest.mark.parametrize(
     ("name", "pixels", "kwargs", "message"),
     [

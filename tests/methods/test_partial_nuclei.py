@@ -204,6 +204,18 @@ def test_training_is_the_same_for_the_same_seed():
     np.testing.assert_array_equal(first, again)
 
 
+def test_a_loss_that_runs_away_ends_the_training_at_once():
+    class Broken(nn.Conv2d):
+        def forward(self, image):
+            return super().forward(image) * torch.nan
+
+    labels, told = discs(), []
+    with pytest.raises(ValueError, match=r"^train\(\): the loss is nan at step 1; give a lower rate"):
+        tiles = [AnnotatedTile.from_labels(stained(labels), labels, QUICK)]
+        train(Broken(3, 2, 1), tiles, QUICK, progress=lambda *said: told.append(said))
+    assert not told
+
+
 def test_nothing_annotated_is_refused():
     labels = discs()
     with pytest.raises(ValueError, match=r"^train\(\): no nucleus is annotated on any image"):

@@ -16,7 +16,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from limner.checkpoint import Checkpoint
 from limner.cli.device import find_device
 from limner.cli.progress import Report, progress_on
-from limner.io.annotated_images import LARGEST_UM2, AnnotatedImage, open_annotated, pair_annotations
+from limner.io.annotated_images import LARGEST_UM2, MOST_REGIONS, AnnotatedImage, open_annotated, pair_annotations
 from limner.methods.partial_nuclei import (
     TASK,
     AnnotatedTile,
@@ -36,6 +36,8 @@ NONE = "(default: none)"
 ENDING = ".safetensors"
 ALGORITHM = 1  # raised with every change that alters training: one that was stopped before it then starts anew
 LOSSES_KEPT = 100
+MOST_REGIONS_IN_ALL = 256  # of all images: with the weights of training two gigabytes
+LARGEST_VALIDATION = 2**25  # pixels: it is scored in memory
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class NucleiFit:
     labels: Annotated[Positional[Path], arg(metavar="LABELS")]
     """Its outlined nuclei: GeoJSON from QuPath, or a label image (PNG, TIFF) of the same size in which each nucleus has
     a number and 0 is not annotated; or a folder of these, each named as its image. In GeoJSON, classes that end in *
-    (Ignore*) and outlines above 2500 um2 are passed over."""
+    (Ignore*), outlines above 2500 um2 and what Limner found are passed over."""
     output: Annotated[Path, arg(aliases=["-o"], metavar="MODEL", help_behavior_hint="(required)")]
     """The model to write, one file that ends in .safetensors."""
     validation: Annotated[tuple[Path, Path] | None, arg(metavar="IMAGES LABELS", help_behavior_hint=NONE)] = None
@@ -102,7 +104,6 @@ class NucleiFit:
             report("training", step - done, steps - done)
 
         network, losses = fit(tiles, self.settings, given.start, given.device.split()[0], tell, checkpoint)
-        check_losses(losses)
         trained = time.monotonic()
         scores = score(network, given, self.settings, report)
         seconds = {"training": round(trained - began, 1), "validation": round(time.monotonic() - trained, 1)}
@@ -193,6 +194,12 @@ def read_inputs(command: NucleiFit) -> Inputs:
     trained_on = [hashes[name] for name in ("images", "labels", "start")]
     key = content_key(ALGORITHM, asdict(command.settings), trained_on, command.um_per_px)
     validation = [_opened(command, pair) for pair in scored]
+    for image in validation:
+        if image.level.shape[0] * image.level.shape[1] > LARGEST_VALIDATION:
+            raise ValueError(
+                f"--validation: {image.path} has {image.level.shape[:2]} pixels at {command.settings.um_per_px:g} um; "
+                "give tiles cut from it, it is scored in memory"
+            )
     return Inputs(images, validation, len(without), start, hashes, key, device)
 
 
@@ -233,7 +240,9 @@ def _check_apart(hashes: Mapping[str, Mapping[str, str]]) -> None:
 
 def read_tiles(images: Sequence[AnnotatedImage], settings: Settings, report: Report) -> list[AnnotatedTile]:
     """Regions around the annotated nuclei of every image, with the weight of their background."""
-    regions = [(image, region) for image in images if image.nuclei for region in image.regions()]
+    annotated = [image for image in images if image.nuclei]
+    most = max(1, min(MOST_REGIONS, MOST_REGIONS_IN_ALL // len(annotated)))
+    regions = [(image, region) for image in annotated for region in image.regions(most)]
     tiles = []
     for done, (image, region) in enumerate(regions, start=1):
         tiles.append(AnnotatedTile.from_labels(*image.read(region), settings))
@@ -253,7 +262,7 @@ def describe_tiles(tiles: Sequence[AnnotatedTile], given: Inputs, settings: Sett
     size = f"{settings.patch} pixels at {settings.um_per_px:g} um"
     passed_over = sum(image.passed_over for image in given.images)
     left_out = f"; {given.without} without annotation left out" if given.without else ""
-    no_nuclei = f"; {passed_over} outlines passed over (class with *, or above {LARGEST_UM2:g} um2)"
+    no_nuclei = f"; {passed_over} outlines passed over (class with *, above {LARGEST_UM2:g} um2, or found by Limner)"
     print(f"images: {facts['images']} annotated{left_out}")
     print(f"nuclei annotated: {facts['nuclei']}{no_nuclei if passed_over else ''}")
     print(f"patches: {facts['patches']} of {size}, from {len(tiles)} regions")
@@ -269,12 +278,6 @@ def announce(checkpoint: Checkpoint) -> int:
     elif steps == 0:
         print("a run that was stopped had other settings or inputs: starting anew", flush=True)
     return steps or 0
-
-
-def check_losses(losses: Sequence[float]) -> None:
-    """Raise ValueError where training has run away."""
-    if not math.isfinite(losses[-1]):
-        raise ValueError("--rate: the loss has become infinite or no number; give a lower rate")
 
 
 def score(network: NucleiUNet, given: Inputs, settings: Settings, report: Report) -> ObjectSummary | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,9 @@ def report_of(
             continue
         table = _read_table(output / result.files[1])
         views: tuple[View, ...] = ()
-        if number < IMAGES_WITH_VIEWS:
-            views = tuple(_views(open_slide(images[name], um_per_px), output / result.files[0], result, table))
+        if number < IMAGES_WITH_VIEWS and images[name].exists():
+            with suppress(ValueError):  # an image that was changed since must not cost the report
+                views = tuple(_views(open_slide(images[name], um_per_px), output / result.files[0], result, table))
         links = {Path(file).name: file for file in result.files}
         areas, size = table["area_um2"], max(result.um_per_px)
         reports.append(ImageReport(images[name].name, size, result.count, areas, result.mm2, views, links=links))

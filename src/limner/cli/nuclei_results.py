@@ -15,7 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from limner.inference import PAPER_WINDOWS, Options
-from limner.io.geojson import GeoJsonStream
+from limner.io.geojson import MEAN_PROBABILITY, GeoJsonStream
 from limner.io.ome_zarr import LabelStream, NgffVersion
 from limner.io.slide import Level, Slide
 from limner.methods.partial_nuclei import Separation, separate
@@ -42,7 +42,7 @@ MEASUREMENTS = {  # in QuPath's words
     "area_um2": "Area um^2",
     "eccentricity": "Eccentricity",
     "mean_haematoxylin": "Haematoxylin mean",
-    "mean_probability": "Probability mean",
+    "mean_probability": MEAN_PROBABILITY,
 }
 
 
@@ -144,9 +144,10 @@ def window_options(windows: Literal["exact", "paper"], tile: int, um_per_px: flo
     return Options(window=PAPER_WINDOWS.window, halo=halo, margin=PAPER_MARGIN, **more)
 
 
-def is_slide(slide: Slide) -> bool:
-    """Whether an image's results are streamed: it has several levels, or many pixels."""
-    return len(slide.levels) > 1 or slide.shape[0] * slide.shape[1] > LARGEST_IN_MEMORY
+def is_slide(slide: Slide, level: Level) -> bool:
+    """Whether an image's results are streamed: it has several levels, or many pixels of its own or of the network's."""
+    most = max(shape[0] * shape[1] for shape in (slide.shape, level.shape))
+    return len(slide.levels) > 1 or most > LARGEST_IN_MEMORY
 
 
 def tissue_of(slide: Slide, finder: Finder, level: Level) -> TissueMap | None:
@@ -157,7 +158,7 @@ def tissue_of(slide: Slide, finder: Finder, level: Level) -> TissueMap | None:
     ValueError
         If there is none on the slide.
     """
-    if not (finder.tissue and is_slide(slide)):
+    if not (finder.tissue and is_slide(slide, level)):
         return None
     tissue = find_tissue(slide.thumbnail()[...], level.shape[:2])
     if not tissue.mask.any():
@@ -258,7 +259,7 @@ def write_image(folder: Path, name: str, searched: Searched, wanted: Wanted, rep
     """
     for part in ("labels", "objects", *(("probabilities",) if wanted.probabilities else ())):
         (folder / part).mkdir()
-    write = _write_slide if is_slide(searched.slide) else _write_small
+    write = _write_slide if is_slide(searched.slide, searched.level) else _write_small
     return write(folder, name, searched, wanted, report)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +28,7 @@ from limner.run_record import RunRecord, content_key, differing_settings, hash_f
 
 SECONDS_TO_ANSWER = 10  # within which a cluster's scheduler must
 REPORT = "report.html"
+FOLDERS = ("labels", "objects", "probabilities")
 ALGORITHM = 1  # raised whenever the same settings give other nuclei
 
 
@@ -97,11 +98,14 @@ class NucleiSegment:
         batch = check_batch(self)
         record = new_record(self, batch, command_line)
         earlier = folder.earlier_run(record, self.overwrite)
-        running = folder.begin(_with_images_of(record, earlier), earlier)
+        record = _with_images_of(record, earlier)
+        if not self.overwrite:
+            _check_same_images(folder, record, batch)
+        running = folder.begin(record, earlier)
         done = finished_images(running, earlier)
         try:
             found, running = _segment_all(batch, folder, running, done)
-            return _finish(batch, folder, running, found, earlier)
+            return _finish(batch, folder, running, found)
         except KeyboardInterrupt:
             print("\nStopped; the same command goes on from the last finished image or window.", file=sys.stderr)
             return 130
@@ -144,8 +148,10 @@ def check_batch(command: NucleiSegment) -> Batch:
         The first fault found, in one line. An image that cannot be read is none, unless there is no other.
     """
     _check_options(command)
-    device = find_device(command.device)
-    if command.scheduler is not None:
+    if command.scheduler is None:
+        device = find_device(command.device)
+    else:
+        device = command.device  # of the workers, which choose for themselves
         _check_scheduler(command.scheduler)
     network, settings = from_model(read_model(command.model, TASK))
     compute = {"batch": command.batch, "jobs": command.jobs, "device": device.split()[0]}
@@ -171,7 +177,7 @@ def _check_options(command: NucleiSegment) -> None:
     separation = command.separation
     if not 0 < separation.neck_um < float("inf"):
         raise ValueError(f"--neck-um: {separation.neck_um} is no depth; give micrometres above 0")
-    for name in ("smooth_um", "least_um2"):
+    for name in ("smooth_um", "least_um2", "hole_um2"):
         if not 0 <= getattr(separation, name) < float("inf"):
             option = name.replace("_", "-")
             raise ValueError(f"--{option}: {getattr(separation, name)} is out of range; give 0 or more")
@@ -242,6 +248,17 @@ def _with_images_of(record: RunRecord, earlier: RunRecord | None) -> RunRecord:
     return dataclasses.replace(record, images=earlier.images)
 
 
+def _check_same_images(folder: RunFolder, record: RunRecord, batch: Batch) -> None:
+    """Refuse to replace what was found in one image by what is found in another of the same name."""
+    for name, path in batch.images.items():
+        entry = record.images.get(name, {})
+        if entry.get("path", str(path.resolve())) != str(path.resolve()) and entry["sha"] != hash_image(path):
+            raise ValueError(
+                f"--output: {folder.path} holds results of another image called {name}, {entry['path']}; name another "
+                "folder, or add --overwrite to replace them"
+            )
+
+
 def finished_images(running: RunRecord, earlier: RunRecord | None) -> dict[str, tuple[str, Found]]:
     """Images whose results are all there as they were written: by name their key and what was found."""
     done = {}
@@ -273,6 +290,7 @@ def _segment_all(
             sha = hash_image(path)
             if name in done and done[name][0] == _key(running, batch, sha):
                 result = done[name][1]
+                running = _noted(folder, running, name, _without_problem(running.images[name]))
             else:
                 print(f"{path.name} ({number} of {len(batch.images)})", file=sys.stderr, flush=True)
                 result, running = _segment_one(batch, folder, running, name, sha)
@@ -280,7 +298,7 @@ def _segment_all(
             print(result.in_words(name), flush=True)
         except ValueError as error:
             found[name] = _plain(error)
-            running = _noted(folder, running, name, {"problem": _plain(error)})
+            running = _noted(folder, running, name, {**running.images.get(name, {}), "problem": _plain(error)})
             print(f"limner: error: {_plain(error)}", file=sys.stderr, flush=True)
     return found, running
 
@@ -302,9 +320,22 @@ def _segment_one(batch: Batch, folder: RunFolder, running: RunRecord, name: str,
         def write(staging: Path) -> None:
             results.append(write_image(staging, name, searched, batch.wanted, report))
 
-        running = folder.put(running, write, list(_files_of(running.images.get(name, {}), running.outputs)))
-    entry = {"key": _key(running, batch, sha), "source": slide.path.name, **dataclasses.asdict(results[0])}
+        running = folder.put(running, write, _results_of(name, running.outputs))
+    path = str(slide.path.resolve())
+    entry = {"key": _key(running, batch, sha), "path": path, "sha": sha, **dataclasses.asdict(results[0])}
     return results[0], _noted(folder, running, name, {**entry, "seconds": round(time.monotonic() - began, 2)})
+
+
+def _without_problem(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "problem"}
+
+
+def _results_of(name: str, outputs: Iterable[str]) -> list[str]:
+    """All files that an image of this name left, by this run or an earlier one of other settings."""
+    endings = (".png", ".tif", ".csv", ".parquet", ".geojson", ".geojson.gz")
+    files = {f"{folder}/{name}{ending}" for folder in FOLDERS for ending in endings}
+    within = tuple(f"{folder}/{name}.ome.zarr/" for folder in FOLDERS)
+    return [file for file in outputs if file in files or file.startswith(within)]
 
 
 def _noted(folder: RunFolder, running: RunRecord, name: str, entry: Mapping[str, Any]) -> RunRecord:
@@ -314,19 +345,19 @@ def _noted(folder: RunFolder, running: RunRecord, name: str, entry: Mapping[str,
     return running
 
 
-def _finish(
-    batch: Batch, folder: RunFolder, running: RunRecord, found: Mapping[str, Found | str], earlier: RunRecord | None
-) -> int:
+def _finish(batch: Batch, folder: RunFolder, running: RunRecord, found: Mapping[str, Found | str]) -> int:
     """Write the report, complete the record, say what came out; gives the exit status."""
     problems = [f"{name}: {result}" for name, result in found.items() if isinstance(result, str)]
     results = [result for result in found.values() if isinstance(result, Found)]
     summary = f"{sum(result.count for result in results)} nuclei in {len(results)} of {len(found)} images."
-    if earlier is not None and differing_settings(earlier, running):
-        own = {file for entry in running.images.values() for file in _files_of(entry, running.outputs)}
-        running = folder.put(running, lambda _: None, set(running.outputs) - own)  # what the other settings left
+    own = {REPORT} | {file for entry in running.images.values() for file in _files_of(entry, running.outputs)}
+    running = folder.put(running, lambda _: None, set(running.outputs) - own)  # what other settings left
+    earlier = {name: entry for name, entry in running.images.items() if name not in found and "files" in entry}
 
     def write(staging: Path) -> None:
-        reports = report_of(folder.path, found, batch.images, batch.um_per_px)
+        every = {**found, **{name: Found.from_entry(entry) for name, entry in earlier.items()}}
+        images = {**batch.images, **{name: Path(entry["path"]) for name, entry in earlier.items()}}
+        reports = report_of(folder.path, every, images, batch.um_per_px)
         report = NucleiReport(folder.path.resolve().name, reports, settings_shown(running), tuple(problems))
         write_nuclei_report(staging / REPORT, report)
 

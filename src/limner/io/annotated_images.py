@@ -224,9 +224,10 @@ def open_annotated(
     labels : str or Path
         A label image of the same size (8, 16 or 32 bit), or QuPath GeoJSON in pixels of the full resolution. Labels are
         resampled by the nearest pixel; an outline takes the pixels whose centres it holds, a QuPath cell those of its
-        nucleus. Every outline is a nucleus but two kinds, which are passed over, their pixels being not annotated:
-        those of a class that ends in ``*`` (``Ignore*``, ``Region*``), which QuPath ignores too, and those larger than
-        `LARGEST_UM2`, which are regions of interest.
+        nucleus. Every outline is a nucleus but three kinds, which are passed over, their pixels being not
+        annotated: those of a class that ends in ``*`` (``Ignore*``, ``Region*``), which QuPath ignores too; those
+        larger than `LARGEST_UM2`, which are regions of interest; and nuclei that Limner found, for a model must not
+        learn from its own mistakes.
     um_per_px : float
         Size of the pixels to be read, micrometres.
     image_um_per_px : float, optional
@@ -314,7 +315,7 @@ def _with_outlines(image: Path, file: Path, level: Level, shape: tuple[int, int]
     _check_inside(outlines, shape, file, image)
     scaled = [_scaled(outline, level.downsample) for outline in outlines]
     largest = LARGEST_UM2 / np.prod(level.um_per_px or (1.0, 1.0))
-    nuclei = [o for o in scaled if not (o.class_name or "").endswith("*") and o.area <= largest]
+    nuclei = [o for o in scaled if not (o.found or (o.class_name or "").endswith("*") or o.area > largest)]
     boxes = _boxes(nuclei)
 
     def labels_of(region: Rectangle) -> Labels:

@@ -26,6 +26,7 @@ from limner.volume import LabelTable
 
 GEOJSON_ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")
 UNCLASSIFIED = "unclassified"
+MEAN_PROBABILITY = "Probability mean"  # the measurement by which Limner knows what it found itself
 NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
@@ -72,7 +73,7 @@ def read_objects(path: str | Path, nuclei: bool = False) -> list[Outline]:
         try:
             polygons = _polygons(feature, nuclei)
             if polygons:
-                objects.append(Outline(polygons, len(objects) + 1, _class_name(feature)))
+                objects.append(Outline(polygons, len(objects) + 1, _class_name(feature), _found(feature)))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"read_objects(): feature {number} of {path} is no polygon that can be used: {error}"
@@ -257,6 +258,10 @@ def _ring(points: Any) -> Ring:
     if len(ring) < 3 or not np.isfinite(ring).all():
         raise ValueError("a ring needs three points or more, all numbers")
     return ring
+
+
+def _found(feature: Mapping[str, Any]) -> bool:
+    return MEAN_PROBABILITY in ((feature.get("properties") or {}).get("measurements") or ())
 
 
 def _class_name(feature: Mapping[str, Any]) -> str | None:

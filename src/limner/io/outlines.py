@@ -29,11 +29,14 @@ class Outline:
         The object's number; 0 where it has none.
     class_name : str, optional
         Its classification.
+    found : bool
+        Whether Limner found it, as its measurements say in GeoJSON; else somebody drew it or another program did.
     """
 
     polygons: tuple[tuple[Ring, ...], ...]
     label: int = 0
     class_name: str | None = None
+    found: bool = False
 
     @property
     def area(self) -> float:

@@ -189,7 +189,12 @@ def open_slide(path: str | Path, um_per_px: tuple[float, float] | float | None =
     size = _pair(um_per_px) if um_per_px is not None else stated
     if size is not None and not all(np.isfinite(s) and s > 0 for s in size):
         raise ValueError(f"open_slide(): um_per_px is {size} for {path}; give numbers above 0 (y, x)")
-    return Slide(path, tuple(_levels(path, raw, size)))
+    if any(min(level.shape) < 1 for level in raw):
+        raise unreadable(path, "it states a size of 0 pixels")
+    try:
+        return Slide(path, tuple(_levels(path, raw, size)))
+    except ArithmeticError:
+        raise unreadable(path, "the sizes of its levels do not fit together") from None
 
 
 def level_of_array(pixels: NDArray[Any], um_per_px: tuple[float, float] | None = None) -> Level:

@@ -118,7 +118,10 @@ def _raw_level(path: Path, series: tifffile.TiffPageSeries) -> RawLevel:
     inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
 
     def read(y0: int, y1: int, x0: int, x1: int) -> NDArray[Any]:
-        parts = [_read_plane(plane, (y0, y1, x0, x1)) for plane in planes]
+        try:
+            parts = [_read_plane(plane, (y0, y1, x0, x1)) for plane in planes]
+        except (OSError, ArithmeticError) as error:
+            raise unreadable(path, error) from None
         pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         if palette is not None:
             return (palette.T[pixels[..., 0]] >> 8).astype(np.uint8)
@@ -180,6 +183,8 @@ def _read_plane(plane: _Plane, region: tuple[int, int, int, int]) -> NDArray[Any
 
 def _tile(plane: _Plane, file: BinaryIO, index: int) -> NDArray[Any] | None:
     """Tile or strip `index` as (y, x, samples); None where the file leaves it out."""
+    if index >= min(len(plane.n_bytes), len(plane.offsets)):
+        raise unreadable(plane.path, f"it has no tile {index}, which its size asks for")
     n_bytes = plane.n_bytes[index]
     if n_bytes == 0:
         return None

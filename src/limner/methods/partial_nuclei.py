@@ -29,6 +29,7 @@ References
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -346,7 +347,7 @@ def train(
     Raises
     ------
     ValueError
-        If no tile has an annotated nucleus.
+        If no tile has an annotated nucleus, or the loss becomes infinite or no number.
     """
     patches = [(tile, at) for tile in tiles for at in choose_patches(tile, settings)]
     if not patches:
@@ -366,6 +367,8 @@ def train(
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise ValueError(f"train(): the loss is {losses[-1]} at step {step + 1}; give a lower rate (--rate)")
         if checkpoint:
             checkpoint.keep(network, optimiser, generator, losses)
         progress(step + 1, settings.steps)
