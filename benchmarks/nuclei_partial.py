@@ -149,10 +149,15 @@ def table(results: Mapping[str, Any]) -> str:
             of_seed.update(images)
     rows = []
     for (arm, how), seeds in groups.items():
-        means = {k: np.mean([np.nanmean([s[k] or 0.0 for s in of.values()]) for of in seeds.values()]) for k in SHOWN}
+        means = {k: np.mean([mean_of(k, images) for images in seeds.values()]) for k in SHOWN}
         count = f"{len(seeds)} x {len(next(iter(seeds.values())))}"
         rows.append(f"{arm:16}{how:10}{count:8}" + "".join(f"{means[k]:10.3f}" for k in SHOWN))
     return "\n".join([f"{'':16}{'':10}{'images':8}" + "".join(f"{k:>10}" for k in SHOWN), *rows])
+
+
+def mean_of(score: str, images: Mapping[str, Any]) -> float:
+    """Mean over images; those where it is undefined, without any object, are left out."""
+    return float(np.nanmean([np.nan if image[score] is None else image[score] for image in images.values()]))
 
 
 def per_patient(results: Mapping[str, Any]) -> dict[str, Any]:
