@@ -1,4 +1,5 @@
 # make demo       complete the sample stack: .venv, installation, demo-out/report.html
+# make install    Limner into .venv: .venv/bin/limner
 # make test       lint, types, floors and the tests (under 10 minutes); make test-all: the slow ones too
 # make clean      remove what the commands made, but .venv (make distclean: that too)
 #
@@ -10,11 +11,13 @@ BIN := $(VENV)/bin
 DEMO := demo-out
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-all lint browser clean distclean
+.PHONY: demo install test test-all lint browser clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/limner demo -o $(DEMO)
+
+install: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev browser lint
 	$(BIN)/pytest --doctest-modules src tests -m "not slow"

@@ -1,3 +1,6 @@
+import signal
+
+import pytest
 import torch
 from torch import nn
 
@@ -52,3 +55,24 @@ def test_writes_are_spaced_and_the_file_can_be_removed(tmp_path):
     Checkpoint(checkpoint.path, "key", seconds=0).keep(*state(), [0.1])
     checkpoint.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_at_ctrl_c_the_step_ends_and_its_state_is_kept(tmp_path):
+    network = nn.Linear(2, 1)
+    optimiser = torch.optim.Adam(network.parameters())
+    checkpoint = Checkpoint(tmp_path / "state", "a", seconds=1e9)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), checkpoint.stop_after_step():
+        checkpoint.keep(network, optimiser, torch.Generator(), [0.5])
+        assert checkpoint.steps is None  # not yet: the last write is less than an age ago
+        signal.raise_signal(signal.SIGINT)
+        checkpoint.keep(network, optimiser, torch.Generator(), [0.5, 0.25])
+    assert checkpoint.steps == 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_second_ctrl_c_stops_at_once(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "state", "a")
+    with pytest.raises(KeyboardInterrupt), checkpoint.stop_after_step():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,13 +49,20 @@ class Checkpoint:
     path: Path
     key: str
     seconds: float = 30.0
+    stopping: bool = field(default=False, init=False)
     _kept: float = field(default_factory=time.monotonic, init=False, repr=False)
 
     def keep(
         self, network: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator, losses: list[float]
     ) -> None:
-        """Write the state as it is after a step, unless the last write was less than `seconds` ago."""
-        if time.monotonic() - self._kept < self.seconds:
+        """Write the state as it is after a step, unless the last write was less than `seconds` ago.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            After it was written, if the training is to stop.
+        """
+        if not self.stopping and time.monotonic() - self._kept < self.seconds:
             return
         state = {
             "key": self.key,
@@ -63,6 +73,22 @@ class Checkpoint:
         }
         write_atomically(self.path, lambda file: torch.save(state, file))
         self._kept = time.monotonic()
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def stop_after_step(self) -> Iterator[None]:
+        """Within, the first Ctrl-C lets the step end and its state be written; the next one stops at once."""
+
+        def stop(*_: object) -> None:
+            self.stopping = True
+            signal.signal(signal.SIGINT, before)
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def restore(self, network: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> list[float]:
         """Put all three into the state that was kept; returns the losses so far, none where there is no such state."""

@@ -82,7 +82,9 @@ def read_model(path: Path, task: str | None = None) -> ModelFile:
             about = json.loads((file.metadata() or {}).get("limner", "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"read_model(): {path} cannot be read (truncated, or no safetensors file?): {error}") from None
+        raise ValueError(
+            f"read_model(): {path} cannot be read (truncated, or no model?): {error}; name one that {fit} wrote"
+        ) from None
     if about is None:
         raise ValueError(f"read_model(): {path} is no model of Limner's; name one that {fit} wrote")
     if about["format"] > FORMAT:

@@ -189,6 +189,7 @@ def of_slide(path: Path, monkeypatch: pytest.MonkeyPatch, *features: dict[str, A
         return np.full((y1 - y0, x1 - x0, 3), 200, np.uint8)
 
     class Slide:
+        um_per_px = (0.25, 0.25)
         shape = (size, size, 3)
 
         def at(self, _: float) -> Level:

@@ -142,7 +142,7 @@ def _version() -> str:
 def _one_line(error: Exception) -> str:
     """The message in one line; an error that no function of Limner's raised on purpose also says how to learn more."""
     message = " ".join(str(error).split())
-    if isinstance(error, ValueError) and re.match(r"(\w|[.])+\(\): |--|limner ", message):
+    if isinstance(error, ValueError) and re.match(r"(\w|[.])+\(\): |--|[A-Z]+: |limner ", message):
         return message
     if isinstance(error, OSError) and error.filename is not None:
         return message

@@ -50,17 +50,20 @@ def describe_model(path: Path) -> Iterator[str]:
     model = read_model(path)
     yield f"{path}: model for {model.task}"
     yield f"pixel size: {model.pixel_size:g} um"
-    yield f"weights: {sum(weight.numel() for weight in model.weights.values())}"
     yield f"settings: {_listed(model.settings)}"
     for name, value in model.record.items():
         if name == "losses":
             yield f"loss: {value[0]:.4g} at first, {value[-1]:.4g} in the end"
         elif name == "inputs":
-            yield from (f"made from {what}: {', '.join(files)}" for what, files in value.items() if files)
+            yield from (f"{_origin(what)}: {', '.join(files)}" for what, files in value.items() if files)
         elif isinstance(value, dict):
             yield f"{name}: {_listed(value.get('mean', value))}"
         elif value is not None:
             yield f"{name}: {value}"
+
+
+def _origin(what: str) -> str:
+    return f"scored on {what}" if what.startswith("validation") else f"made from {what}"
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -103,7 +103,8 @@ class NucleiFit:
         def tell(step: int, steps: int) -> None:
             report("training", step - done, steps - done)
 
-        network, losses = fit(tiles, self.settings, given.start, given.device.split()[0], tell, checkpoint)
+        with checkpoint.stop_after_step():
+            network, losses = fit(tiles, self.settings, given.start, given.device.split()[0], tell, checkpoint)
         trained = time.monotonic()
         scores = score(network, given, self.settings, report)
         seconds = {"training": round(trained - began, 1), "validation": round(time.monotonic() - trained, 1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Finder:
     options : Options
         Windows and where to compute.
     tissue : bool
-        Whether glass of slides is passed over.
+        Whether glass is passed over on slides, and left out of areas on any image.
     """
 
     network: NucleiUNet
@@ -110,7 +111,7 @@ class Found:
     median_area_um2 : float or None
         None where there is no nucleus.
     mm2 : float
-        Area of the tissue, or of the image where all of it was looked at.
+        Area of the tissue.
     um_per_px : tuple of float
         Size (y, x) of the labels' pixels.
     """
@@ -151,18 +152,29 @@ def is_slide(slide: Slide, level: Level) -> bool:
 
 
 def tissue_of(slide: Slide, finder: Finder, level: Level) -> TissueMap | None:
-    """Tissue of a slide; None where all of the image is to be looked at.
+    """Tissue of an image; None where all of it counts as tissue.
 
     Raises
     ------
     ValueError
-        If there is none on the slide.
+        If there is none on a slide.
+
+    Warns
+    -----
+    UserWarning
+        If the image is grey.
     """
-    if not (finder.tissue and is_slide(slide, level)):
-        return None
-    tissue = find_tissue(slide.thumbnail()[...], level.shape[:2])
-    if not tissue.mask.any():
-        raise ValueError(f"--tissue: {slide.path} shows no tissue, only glass; add --no-tissue to look everywhere")
+    thumbnail = slide.thumbnail()[...]
+    tissue = find_tissue(thumbnail, level.shape[:2]) if finder.tissue else None
+    if tissue is not None and not tissue.mask.any():
+        if is_slide(slide, level):
+            raise ValueError(f"--tissue: {slide.path} shows no tissue, only glass; add --no-tissue to look everywhere")
+        tissue = None
+    if (thumbnail == thumbnail[..., :1]).all():
+        warnings.warn(
+            f"{slide.path.name} is grey: haematoxylin cannot be told from it, and a model for stains may not fit",
+            stacklevel=2,
+        )
     return tissue
 
 
@@ -177,7 +189,7 @@ class Searched:
     level : Level
         The image as the network saw it.
     tissue : TissueMap or None
-        None where all of it was looked at.
+        None where all of it counts as tissue.
     tiles : SeparatedTiles
         Nuclei of each tile.
     """
@@ -189,7 +201,7 @@ class Searched:
 
     @property
     def mm2(self) -> float:
-        """Area that was looked at."""
+        """Area of tissue."""
         (y, x), (height, width, _) = size_of(self.level), self.level.shape
         return height * y * width * x * 1e-6 * (1.0 if self.tissue is None else self.tissue.fraction)
 
@@ -232,7 +244,8 @@ def search(slide: Slide, finder: Finder, folder: Path, key: str, report: Report)
     def progress(done: int, total: int) -> None:
         report("network", done, total)
 
-    separate_tiles(finder.network, level, finder.nuclei, tiles, finder.options, tissue=tissue, progress=progress)
+    glass = tissue if is_slide(slide, level) else None  # of small images all is looked at
+    separate_tiles(finder.network, level, finder.nuclei, tiles, finder.options, tissue=glass, progress=progress)
     return Searched(slide, level, tissue, tiles)
 
 

@@ -36,10 +36,11 @@ ALGORITHM = 1  # raised whenever the same settings give other nuclei
 class NucleiSegment:
     """Find all nuclei on images or whole slides with a trained model.
 
-    Writes into OUT, for each image NAME: labels/NAME.png (.tif beyond 65535 nuclei; labels/NAME.ome.zarr for a slide,
-    at the model's pixel size), objects/NAME.csv with the place, size and stain of each nucleus, and what else is
-    asked for; report.html and run.json. Given again, the same command passes over images that are done and goes on
-    within a slide.
+    Writes into OUT, for each image NAME: labels/NAME.png (.tif beyond 65535 nuclei; labels/NAME.ome.zarr, at the
+    model's pixel size, for a slide: several levels or above 33 million pixels), objects/NAME.csv with the place, size
+    and stain of each nucleus, and what else is asked for; report.html and run.json. Given again, the same command
+    passes over images that are done and goes on within a slide. An image that cannot be read is named, the others are
+    done, and the exit status is 3.
     """
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
@@ -63,7 +64,7 @@ class NucleiSegment:
     separation: Separation = field(default_factory=Separation)
     """How the probability becomes nuclei."""
     tissue: bool = True
-    """Pass over the glass of slides."""
+    """Tell tissue from glass: slides are not searched there, and nuclei per mm2 are those of tissue."""
     tile: int = 1536
     """Side of the windows in pixels; it bounds the memory. What the network says does not depend on it, nor do nuclei
     but in clumps longer than 15 um, which may be split otherwise where windows meet."""
@@ -178,6 +179,8 @@ def _check_options(command: NucleiSegment) -> None:
     separation = command.separation
     if not 0 < separation.neck_um < float("inf"):
         raise ValueError(f"--neck-um: {separation.neck_um} is no depth; give micrometres above 0")
+    if not 0 < separation.threshold < 1:
+        raise ValueError(f"--threshold: {separation.threshold} is no probability; give one above 0 and below 1")
     for name in ("smooth_um", "least_um2", "hole_um2"):
         if not 0 <= getattr(separation, name) < float("inf"):
             option = name.replace("_", "-")
@@ -211,7 +214,10 @@ def _problems(images: Mapping[str, Path], um_per_px: float | None) -> dict[str, 
             problems[name] = _plain(error)
             continue
         if slide.um_per_px is None:
-            raise ValueError(f"--um-per-px: {path} does not state its pixel size; give it in micrometres")
+            raise ValueError(
+                f"--um-per-px: {path} does not state its pixel size; give it in micrometres (it holds for all images: "
+                "put those that state their own into another folder)"
+            )
     if len(problems) == len(images):
         raise ValueError(next(iter(problems.values())))
     return problems
@@ -351,6 +357,8 @@ def _finish(batch: Batch, folder: RunFolder, running: RunRecord, found: Mapping[
     problems = [f"{name}: {result}" for name, result in found.items() if isinstance(result, str)]
     results = [result for result in found.values() if isinstance(result, Found)]
     summary = f"{sum(result.count for result in results)} nuclei in {len(results)} of {len(found)} images."
+    if problems:
+        summary += f" Not done: {', '.join(batch.images[n].name for n, r in found.items() if isinstance(r, str))}."
     own = {REPORT} | {file for entry in running.images.values() for file in _files_of(entry, running.outputs)}
     running = folder.put(running, lambda _: None, set(running.outputs) - own)  # what other settings left
     earlier = {name: entry for name, entry in running.images.items() if name not in found and "files" in entry}

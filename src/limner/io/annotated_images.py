@@ -263,6 +263,11 @@ def open_annotated(
     """
     image, labels = Path(image), Path(labels)
     slide = open_slide(image, image_um_per_px)
+    if slide.um_per_px is None:
+        raise ValueError(
+            f"open_annotated(): {image} does not state its pixel size; give it in micrometres (on the command line "
+            "--um-per-px)"
+        )
     level = slide.at(um_per_px)
     if is_geojson(labels):
         return _with_outlines(image, labels, level, (slide.shape[0], slide.shape[1]))

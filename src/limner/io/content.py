@@ -58,7 +58,8 @@ class Content:
 def unreadable(path: Path, reason: object) -> ValueError:
     """The one-line error for a file that is damaged or is not what its ending says."""
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
-    return ValueError(f"read(): {path} cannot be read (truncated, or not what its ending says?): {lines[-1].strip()}")
+    detail = "" if isinstance(reason, LookupError | ArithmeticError | TypeError) else f": {lines[-1].strip()}"
+    return ValueError(f"read(): {path} cannot be read (truncated, or not what its ending says? copy it again){detail}")
 
 
 @contextmanager

@@ -131,6 +131,8 @@ class Settings:
 class Separation:
     """How the probability of nucleus becomes objects. The paper stops at a mask; this is the least that splits it."""
 
+    threshold: float = 0.5
+    """Probability above which a pixel belongs to a nucleus (paper: the larger of the two maps, 0.5)."""
     split: bool = True
     """Split touching nuclei by a watershed on the distance to the border."""
     neck_um: float = 0.25
@@ -515,7 +517,7 @@ def from_model(model: ModelFile) -> tuple[NucleiUNet, Settings]:
 
 
 def separate(probability: NDArray[np.float32], um_per_px: float, settings: Separation) -> NDArray[np.int32]:
-    """Instances from the probability of nucleus: connected pixels above one half, split where they touch.
+    """Instances from the probability of nucleus: connected pixels above the threshold, split where they touch.
 
     Parameters
     ----------
@@ -531,7 +533,7 @@ def separate(probability: NDArray[np.float32], um_per_px: float, settings: Separ
     ndarray of int32
         Shape (Y, X), 1 to the number of nuclei; 0 is background.
     """
-    mask = remove_small_holes(probability > 0.5, max_size=int(settings.hole_um2 / um_per_px**2))
+    mask = remove_small_holes(probability > settings.threshold, max_size=int(settings.hole_um2 / um_per_px**2))
     mask = remove_small_objects(mask, max_size=int(settings.least_um2 / um_per_px**2))
     parts = label(mask, connectivity=1)
     if not settings.split:
