@@ -76,3 +76,9 @@ def test_overfits_a_tiny_section():
         F.cross_entropy(network(image), labels).backward()
         optimiser.step()
     assert (network(image).argmax(1) == labels).float().mean() > 0.995
+
+
+def test_receptive_field_by_hand():
+    """Two levels: 2 pixels and a neighbour, halved, 2, doubled, 2; see also the test of several fields of view."""
+    assert UNet(2, widths=(8, 8)).receptive_field(0, 0) == (-10, 9)
+    assert UNet(2, widths=(8, 8)).receptive_field(1, 4) == (-8, 13)

@@ -65,6 +65,18 @@ class UNet(nn.Module):
             x = block(torch.cat([x, skip], dim=1))
         return x
 
+    def receptive_field(self, first: int, last: int) -> tuple[int, int]:
+        """First and last pixel, along either axis of an endless image, on which outputs `first` to `last` depend.
+
+        By convolutions; group normalisation also lets the mean and deviation of the whole image in.
+        """
+        for _ in self.up:  # two convolutions see two pixels further, and bilinear upsampling the next smaller pixel
+            first, last = (first - 3) // 2, (last + 3) // 2
+        first, last = first - 2, last + 2
+        for _ in self.up:
+            first, last = 2 * first - 2, 2 * last + 1 + 2
+        return first, last
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits; (B, C, Y, X) -> (B, L, Y, X)."""
         return self.head(self.features(image))
