@@ -68,6 +68,7 @@ def test_a_model_is_trained_scored_and_written(folder: Path, capsys: pytest.Capt
     model = read_model(folder / "out" / "m.safetensors", "nuclei")
     assert (model.pixel_size, model.settings["steps"], model.settings["width"]) == (0.25, 3, 1)
     record = model.record
+    assert record["median_area_um2"] == 14 * 14 / 16
     assert (record["nuclei"], record["images"], len(record["losses"]), record["seed"]) == (4, 2, 3, 0)
     assert set(record["inputs"]["labels"]) == {"t0.tif", "t1.tif"}
     assert all(len(sha) == 64 for sha in record["inputs"]["images"].values())

@@ -149,6 +149,16 @@ def test_nearest_pixels_by_hand():
     np.testing.assert_array_equal(on_pixels(np.arange(2).reshape(2, 1), (5, 1)).ravel(), [0, 0, 1, 1, 1])
 
 
+@pytest.mark.filterwarnings("default:.*um2 in the median")
+@pytest.mark.parametrize(("trained", "warned"), [(15.0, False), (40.0, True), (6.0, True)])
+def test_nuclei_unlike_those_trained_on_are_named(segment, tmp_path, dark_network, dark_settings, trained, warned):
+    path = tmp_path / "other.safetensors"
+    to_model(dark_network, dark_settings, {"median_area_um2": trained}).write(path)
+    iio.imwrite(tmp_path / "a.png", two_discs()[0])
+    status, _, err = segment(tmp_path / "a.png", *PX, model=path)
+    assert (status, "check the pixel size" in err) == (0, warned)
+
+
 def test_nuclei_per_mm2_are_those_of_tissue(segment, tmp_path):
     image, mask = two_discs((400, 400), 9)
     pixels = np.full((400, 400, 3), 250, np.uint8)

@@ -95,8 +95,8 @@ class NucleiFit:
 
     def _train_and_write(self, given: Inputs, checkpoint: Checkpoint, report: Report) -> None:
         started, began = utc_now(), time.monotonic()
-        tiles = read_tiles(given.images, self.settings, report)
-        facts = describe_tiles(tiles, given, self.settings)
+        tiles, areas = read_tiles(given.images, self.settings, report)
+        facts = {**describe_tiles(tiles, given, self.settings), "median_area_um2": float(np.median(areas))}
         done = announce(checkpoint)
         self.output.parent.mkdir(parents=True, exist_ok=True)
 
@@ -239,16 +239,20 @@ def _check_apart(hashes: Mapping[str, Mapping[str, str]]) -> None:
         raise ValueError(f"--validation: {both[0]} is trained on too, so its score would flatter; give other images")
 
 
-def read_tiles(images: Sequence[AnnotatedImage], settings: Settings, report: Report) -> list[AnnotatedTile]:
-    """Regions around the annotated nuclei of every image, with the weight of their background."""
+def read_tiles(
+    images: Sequence[AnnotatedImage], settings: Settings, report: Report
+) -> tuple[list[AnnotatedTile], list[float]]:
+    """Regions around the annotated nuclei of every image, with the weight of their background; areas of nuclei, um2."""
     annotated = [image for image in images if image.nuclei]
     most = max(1, min(MOST_REGIONS, MOST_REGIONS_IN_ALL // len(annotated)))
     regions = [(image, region) for image in annotated for region in image.regions(most)]
-    tiles = []
+    tiles, areas = [], []
     for done, (image, region) in enumerate(regions, start=1):
-        tiles.append(AnnotatedTile.from_labels(*image.read(region), settings))
+        pixels, labels = image.read(region)
+        tiles.append(AnnotatedTile.from_labels(pixels, labels, settings))
+        areas += (np.unique(labels[labels > 0], return_counts=True)[1] * settings.um_per_px**2).tolist()
         report("annotations", done, len(regions))
-    return tiles
+    return tiles, areas
 
 
 def describe_tiles(tiles: Sequence[AnnotatedTile], given: Inputs, settings: Settings) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ from limner.run_record import RunRecord, content_key, differing_settings, hash_f
 
 SECONDS_TO_ANSWER = 10  # within which a cluster's scheduler must
 REPORT = "report.html"
+UNLIKE = 2.0  # times the area of the nuclei trained on
 FOLDERS = ("labels", "objects", "probabilities")
 ALGORITHM = 1  # raised whenever the same settings give other nuclei
 
@@ -131,6 +133,8 @@ class Batch:
         Why some of them cannot be read.
     device : str
         ``cpu``, or ``cuda`` with the GPU's name.
+    trained_area_um2 : float or None
+        Median area of the nuclei that the model was trained on.
     """
 
     finder: Finder
@@ -139,6 +143,7 @@ class Batch:
     um_per_px: float | None
     problems: Mapping[str, str]
     device: str
+    trained_area_um2: float | None
 
 
 def check_batch(command: NucleiSegment) -> Batch:
@@ -155,7 +160,8 @@ def check_batch(command: NucleiSegment) -> Batch:
     else:
         device = command.device  # of the workers, which choose for themselves
         _check_scheduler(command.scheduler)
-    network, settings = from_model(read_model(command.model, TASK))
+    model = read_model(command.model, TASK)
+    network, settings = from_model(model)
     compute = {"batch": command.batch, "jobs": command.jobs, "device": device.split()[0]}
     options = window_options(command.windows, command.tile, settings.um_per_px, scheduler=command.scheduler, **compute)
     try:
@@ -167,7 +173,8 @@ def check_batch(command: NucleiSegment) -> Batch:
     wanted = Wanted(command.table, geojson, command.probabilities, command.ngff_version)
     images = result_names(list_images(command.images))
     problems = _problems(images, command.um_per_px)
-    return Batch(finder, wanted, images, command.um_per_px, problems, device)
+    trained_area = model.record.get("median_area_um2")
+    return Batch(finder, wanted, images, command.um_per_px, problems, device, trained_area)
 
 
 def _check_options(command: NucleiSegment) -> None:
@@ -303,11 +310,21 @@ def _segment_all(
                 result, running = _segment_one(batch, folder, running, name, sha)
             found[name] = result
             print(result.in_words(name), flush=True)
+            _warn_of_sizes(name, result.median_area_um2, batch.trained_area_um2)
         except ValueError as error:
             found[name] = _plain(error)
             running = _noted(folder, running, name, {**running.images.get(name, {}), "problem": _plain(error)})
             print(f"limner: error: {_plain(error)}", file=sys.stderr, flush=True)
     return found, running
+
+
+def _warn_of_sizes(name: str, found_um2: float | None, trained_um2: float | None) -> None:
+    if found_um2 and trained_um2 and not 1 / UNLIKE < found_um2 / trained_um2 < UNLIKE:
+        warnings.warn(
+            f"{name}: the nuclei found have {found_um2:.1f} um2 in the median, those that the model was trained on "
+            f"{trained_um2:.1f}; check the pixel size, and the outlines in the report",
+            stacklevel=2,
+        )
 
 
 def _key(running: RunRecord, batch: Batch, sha: str) -> str:
