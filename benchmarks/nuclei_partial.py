@@ -122,14 +122,16 @@ def compute(run: Run) -> dict[str, Any]:
     return {
         "seconds": round(seconds),
         "loss": float(np.mean(losses[-50:])) if losses else None,
-        "scores": {how: {n: s.to_json() for n, s in found.items()} for how, found in objects.items()},
+        "counts": {how: {n: asdict(s) for n, s in found.items()} for how, found in objects.items()},
     }
 
 
 def runs(settings: Settings, arms: Iterable[str], left_out: Sequence[tuple[str, ...]]) -> list[Run]:
     """Runs of all folds, the most telling first."""
     plan = [("weighted", 0.25, 0), ("plain", 0.25, 0), ("all", 1.0, 0), ("otsu", 1.0, 0)]
-    plan += [(arm, f, s) for arm in ("weighted", "plain") for f, s in ((0.1, 0), (0.5, 0), (0.25, 1), (0.25, 2))]
+    once = ((0.1, 0), (0.5, 0), (0.25, 1), (0.25, 2))
+    plan += [("weighted", f, s) for f, s in once] + [("plain", *once[0]), ("plain", *once[1]), ("weighted", 1.0, 0)]
+    plan += [("plain", f, s) for f, s in once[2:]]
     loss = {"weighted": "weighted", "plain": "plain", "all": "plain", "otsu": "plain"}
     return [
         Run(arm, fraction, seed, fold, replace(settings, loss=loss[arm], seed=seed))
@@ -139,25 +141,46 @@ def runs(settings: Settings, arms: Iterable[str], left_out: Sequence[tuple[str, 
     ]
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Means over images of all folds, then over seeds, with the standard deviation over patients."""
+def means_of(results: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """By arm and separation: mean scores over images, then over seeds; a seed counts when all its folds are there."""
     groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for name, result in results.items():
         arm, fraction, _, seed = name.split()[:4]
-        for how, images in result["scores"].items():
-            of_seed = groups.setdefault((f"{arm} {fraction}", how), {}).setdefault(seed, {})
-            of_seed.update(images)
-    rows = []
-    for (arm, how), seeds in groups.items():
-        means = {k: np.mean([mean_of(k, images) for images in seeds.values()]) for k in SHOWN}
-        count = f"{len(seeds)} x {len(next(iter(seeds.values())))}"
-        rows.append(f"{arm:16}{how:10}{count:8}" + "".join(f"{means[k]:10.3f}" for k in SHOWN))
-    return "\n".join([f"{'':16}{'':10}{'images':8}" + "".join(f"{k:>10}" for k in SHOWN), *rows])
+        for how, images in result["counts"].items():
+            groups.setdefault((f"{arm} {fraction}", how), {}).setdefault(seed, {}).update(images)
+    most = max(len(images) for seeds in groups.values() for images in seeds.values())
+    means = {}
+    for group, seeds in groups.items():
+        whole = [images for images in seeds.values() if len(images) == most]
+        of_seeds = {k: [mean_of(k, images) for images in whole] for k in SHOWN} if whole else {}
+        means[group] = {
+            "seeds": len(whole),
+            **{k: float(np.mean(values)) for k, values in of_seeds.items()},
+            **{
+                f"{k} SD over seeds": float(np.std(values, ddof=1)) for k, values in of_seeds.items() if len(values) > 1
+            },
+        }
+    return {group: mean for group, mean in means.items() if mean["seeds"]}
+
+
+def table(means: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+    """The means, and how much of the gap between plain cross-entropy and all labels the weighted background closes."""
+    rows = [f"{'':16}{'':10}{'seeds':6}" + "".join(f"{k:>10}" for k in SHOWN)]
+    for (arm, how), mean in means.items():
+        rows.append(f"{arm:16}{how:10}{mean['seeds']:<6}" + "".join(f"{mean[k]:10.3f}" for k in SHOWN))
+    for fraction in ("0.1", "0.25", "0.5"):
+        for rival, how in (("plain", "split"), ("plain", "rescaled")):
+            groups = [(f"weighted {fraction}", "split"), (f"{rival} {fraction}", how), ("all 1", "split")]
+            if all(group in means for group in groups):
+                weighted, low, high = (means[group] for group in groups)
+                shares = {k: (weighted[k] - low[k]) / (high[k] - low[k]) for k in SHOWN}
+                rows.append(f"gap closed, {fraction} {how:12}" + "".join(f"{100 * shares[k]:9.0f}%" for k in SHOWN))
+    return "\n".join(rows)
 
 
 def mean_of(score: str, images: Mapping[str, Any]) -> float:
     """Mean over images; those where it is undefined, without any object, are left out."""
-    return float(np.nanmean([np.nan if image[score] is None else image[score] for image in images.values()]))
+    return float(np.nanmean([score_of(counts).scores()[score] for counts in images.values()]))
 
 
 def per_patient(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,8 +188,8 @@ def per_patient(results: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, result in results.items():
         run = " ".join(name.split()[:4])
-        for how, images in result["scores"].items():
-            found.setdefault(f"{run} {how}", {}).update({n: score_of(s) for n, s in images.items()})
+        for how, images in result["counts"].items():
+            found.setdefault(f"{run} {how}", {}).update({n: score_of(counts) for n, counts in images.items()})
     patients = {n: n.split("_")[0] for images in found.values() for n in images}
     return {
         run: {
@@ -177,9 +200,9 @@ def per_patient(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def score_of(stored: Mapping[str, Any]) -> ObjectScore:
+def score_of(counts: Mapping[str, Any]) -> ObjectScore:
     """The score whose counts were stored."""
-    return ObjectScore(**stored["counts"])
+    return ObjectScore(**counts)
 
 
 def parse(text: str) -> tuple[str, Any]:
@@ -215,9 +238,12 @@ def main() -> None:
         for done, future in enumerate(as_completed(futures), 1):
             content["runs"][futures[future].name] = future.result()
             content["summary"] = per_patient(content["runs"])
-            given.out.write_text(json.dumps(content, indent=1) + "\n")
+            given.out.write_text(json.dumps(content) + "\n")
             print(f"{done} of {len(todo)}: {futures[future].name}, {future.result()['seconds']} s", flush=True)
-    print(table(content["runs"]))
+    means = means_of(content["runs"])
+    content["means"] = {" ".join(group): mean for group, mean in means.items()}
+    given.out.write_text(json.dumps(content) + "\n")
+    print(table(means))
 
 
 if __name__ == "__main__":
