@@ -169,12 +169,11 @@ def table(means: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
     for (arm, how), mean in means.items():
         rows.append(f"{arm:16}{how:10}{mean['seeds']:<6}" + "".join(f"{mean[k]:10.3f}" for k in SHOWN))
     for fraction in ("0.1", "0.25", "0.5"):
-        for rival, how in (("plain", "split"), ("plain", "rescaled")):
-            groups = [(f"weighted {fraction}", "split"), (f"{rival} {fraction}", how), ("all 1", "split")]
-            if all(group in means for group in groups):
-                weighted, low, high = (means[group] for group in groups)
-                shares = {k: (weighted[k] - low[k]) / (high[k] - low[k]) for k in SHOWN}
-                rows.append(f"gap closed, {fraction} {how:12}" + "".join(f"{100 * shares[k]:9.0f}%" for k in SHOWN))
+        groups = [(arm, "split") for arm in (f"weighted {fraction}", f"plain {fraction}", "all 1")]
+        if all(group in means for group in groups):
+            weighted, low, high = (means[group] for group in groups)
+            shares = [(weighted[k] - low[k]) / (high[k] - low[k]) for k in SHOWN]
+            rows.append(f"gap closed at {fraction:16}  " + "".join(f"{100 * share:9.0f}%" for share in shares))
     return "\n".join(rows)
 
 
