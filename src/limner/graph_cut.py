@@ -165,7 +165,7 @@ def energy(
         if above is not None and image_above is not None:
             total += faces[0] * _borders(here, above, section, image_above, options)
         above, image_above = here, section
-    return total
+    return float(total)
 
 
 def _borders(labels: Array, others: Array, image: Array, other_image: Array, options: CutOptions) -> float:
@@ -605,9 +605,29 @@ def _join_neighbours(nodes, capacity, steps, first, second, d, weights, alpha): 
     for y in range(number.shape[0] - down):
         for x in range(number.shape[1] - right):
             v, u = y + down, x + right
-            ends, pair = (number[y, x], next_number[v, u]), (labels[y, x], next_labels[v, u])
-            weight = weights[_unlike(image, next_image, y, x, v, u)]
-            _join(nodes, capacity, steps, ends, d, pair, alpha, weight)
+            i, j = number[y, x], next_number[v, u]
+            label, next_label = labels[y, x], next_labels[v, u]
+            weight = np.int64(weights[_unlike(image, next_image, y, x, v, u)])
+            free, next_free = i >= 0 and label != alpha, j >= 0 and next_label != alpha
+            if free and next_free:  # Table 1 of the paper
+                forth = weight if label == next_label else 0
+                nodes[j].excess += weight - forth
+                flow = _at_once(np.int64(nodes[i].excess), np.int64(nodes[j].excess), forth, weight)
+                nodes[i].excess -= flow
+                nodes[j].excess += flow
+                capacity[i, d], capacity[j, d ^ 1] = forth - flow, weight + flow
+                _link(steps, i, j, d)
+            elif free:
+                nodes[i].excess += _towards(next_label, label, alpha) * weight
+            elif next_free:
+                nodes[j].excess += _towards(label, next_label, alpha) * weight
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _at_once(excess, next_excess, forth, back):  # type: ignore[no-untyped-def]
+    """What flows between two neighbours without a detour: most of all flow when heat is noisy."""
+    forwards = min(max(excess, 0), max(-next_excess, 0), forth)
+    return forwards - min(max(-excess, 0), max(next_excess, 0), back)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -618,25 +638,6 @@ def _unlike(first, second, y, x, v, u):  # type: ignore[no-untyped-def]
         step = np.int64(first[y, x, c]) - np.int64(second[v, u, c])
         total += step * step
     return total
-
-
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _join(nodes, capacity, steps, ends, d, labels, alpha, weight):  # type: ignore[no-untyped-def]
-    """Add the weight of a pair of neighbours, the second in direction d, to an expansion (Table 1 of the paper)."""
-    v, w = ends
-    free_v, free_w = v >= 0 and labels[0] != alpha, w >= 0 and labels[1] != alpha
-    if free_v and free_w:
-        _link(steps, v, w, d)
-        capacity[w, d ^ 1] = weight
-        if labels[0] == labels[1]:
-            capacity[v, d] = weight
-        else:
-            nodes[w].excess += weight
-        _pass_on(nodes, capacity, v, w, d)
-    elif free_v:
-        nodes[v].excess += _towards(labels[1], labels[0], alpha) * weight
-    elif free_w:
-        nodes[w].excess += _towards(labels[0], labels[1], alpha) * weight
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -652,16 +653,3 @@ def _towards(fixed, free, alpha):  # type: ignore[no-untyped-def]
     if fixed == alpha:
         return 1
     return -1 if fixed == free else 0
-
-
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _pass_on(nodes, capacity, v, w, d):  # type: ignore[no-untyped-def]
-    """Send at once what flows between two neighbours: most of all flow, when heat is noisy."""
-    if nodes[v].excess < 0 < nodes[w].excess:
-        v, w, d = w, v, d ^ 1
-    flow = min(np.int64(nodes[v].excess), -np.int64(nodes[w].excess), np.int64(capacity[v, d]))
-    if flow > 0:
-        nodes[v].excess -= flow
-        nodes[w].excess += flow
-        capacity[v, d] -= flow
-        capacity[w, d ^ 1] += flow

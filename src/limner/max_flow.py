@@ -43,7 +43,8 @@ class Network(NamedTuple):
     """What flows may still pass; see `empty_network`.
 
     Directions 0 to 5 are -z, +z, -y, +y, -x, +x: ``d ^ 1`` is opposite to d. No edge leaves the grid: its capacity is
-    0 both ways, whatever node its step leads to, and every step must lead to some node.
+    0 both ways, whatever node its step leads to. Every step from a node with excess or capacity must lead to some node,
+    so that a box needs as many idle nodes before and after its own as its longest step.
 
     Parameters
     ----------
@@ -80,11 +81,11 @@ def source_side(network: Network) -> NDArray[np.bool_]:
 
     Examples
     --------
-    >>> network = empty_network(3, np.array([0, 0, 0, 0, -1, 1]))
-    >>> network.nodes["excess"] = 5, -1, -3
-    >>> network.capacity[0, 5] = network.capacity[1, 4] = 2
-    >>> network.capacity[1, 5] = network.capacity[2, 4] = 4
-    >>> source_side(network)
+    >>> network = empty_network(5, np.array([0, 0, 0, 0, -1, 1]))  # three nodes, and one more at either end
+    >>> network.nodes["excess"] = 0, 5, -1, -3, 0
+    >>> network.capacity[1, 5] = network.capacity[2, 4] = 2
+    >>> network.capacity[2, 5] = network.capacity[3, 4] = 4
+    >>> source_side(network)[1:-1]
     array([ True, False, False])
     """
     queue = np.full((2, len(network.nodes)), NONE, np.int32)
