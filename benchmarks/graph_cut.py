@@ -4,10 +4,11 @@
     peers/bin/pip install -c constraints.txt numba scipy SimpleITK torch PyMaxflow
     PYTHONPATH=src peers/bin/python benchmarks/graph_cut.py [--sides 128 256] [--gammas .3 1 3] [--out FILE]
 
-PyMaxflow is GPL and stays in an environment of its own. Heat maps: a synthetic ball with noise in every voxel, and one like
-a network's, of the hippocampal formation of `stack_stpt_mouse`: its mask blurred, with smooth errors, in a cube around it
-(what is beyond the stack is repeated). Seconds are of the whole cut, from heat and image to labels, once compiled; memory is the most
-that the process held above what it held before. Reads LIMNER_DATA (default ../shared/data).
+PyMaxflow is GPL and stays in an environment of its own. Heat maps: a synthetic ball with noise in every voxel, and one
+like a network's, of the hippocampal formation of `stack_stpt_mouse`: its mask blurred, with smooth errors, in a cube
+around it (what is beyond the stack is repeated). Seconds are of the whole cut, from heat and image to labels, once
+compiled; memory is the most that the process held above what it held before. Reads LIMNER_DATA (default
+../shared/data).
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_border_runs_where_the_image_has_its_edge():
 
 
 def test_thick_sections_hold_together_less():
-    """One section of low heat between two of high: with cubes it follows them, at five times the distance it does not."""
+    """A section of low heat between two of high: of cubes it follows them, at five times the distance it does not."""
     heat, image = np.full((3, 6, 6), 0.9), np.full((3, 6, 6), 80, np.uint8)
     heat[1] = 0.3
     options = CutOptions(gamma=0.3, delta=0.0)

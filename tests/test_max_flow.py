@@ -9,7 +9,7 @@ SHAPE = (5, 6, 7)
 
 
 def random_network(seed: int) -> Network:
-    """A grid with capacities that differ from pair to pair and way to way, many of them 0; a plane in front and behind."""
+    """A grid whose capacities differ from pair to pair and way to way, many of them 0; an idle plane on either side."""
     draw = np.random.default_rng(seed)
     _, y, x = SHAPE
     network = empty_network((SHAPE[0] + 2) * y * x, np.array([-y * x, y * x, -x, x, -1, 1]))

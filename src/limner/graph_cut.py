@@ -5,8 +5,9 @@ Harada et al. 2019, with voxels that are no cubes. The energy of labels l, given
 
     E = sum over voxels |l_v - h_v| + gamma * sum over 6-neighbours a_vw |l_v - l_w| (exp(-(x_v - x_w)^2 / s^2) + delta)
 
-with a_vw the area of the face between two voxels over the distance of their centres, scaled so that its geometric mean in
-plane is 1. Of several organs with a heat h_l each, the first term is 1 - h_l(v), and |l_v - l_w| is 1 where labels differ.
+with a_vw the area of the face between two voxels over the distance of their centres, scaled so that its geometric mean
+in plane is 1. Of several organs with a heat h_l each, the first term is 1 - h_l(v), and |l_v - l_w| is 1 where labels
+differ.
 
 | what | function |
 | --- | --- |
@@ -15,8 +16,8 @@ plane is 1. Of several organs with a heat h_l each, the first term is 1 - h_l(v)
 | several organs by alpha-expansion (Boykov, Veksler, Zabih 2001) | `cut_labels` |
 | volumes that do not fit: a narrow band (Lombaert et al. 2005) | `cut_coarse_to_fine` |
 
-Capacities are whole numbers: a quantum is 1 / `LEVELS` of the energy of one voxel that goes against a heat of 1 (more if
-gamma is above about 30). What that costs in energy is measured in docs/benchmarks.md.
+Capacities are whole numbers: a quantum is 1 / `LEVELS` of the energy of one voxel that goes against a heat of 1 (more
+if gamma is above about 30). What that costs in energy is measured in docs/benchmarks.md.
 
 All read heat, image and seeds section by section, so that these may be anything that is sliced like an array: numpy's
 memmap, zarr, dask.
@@ -298,7 +299,7 @@ def cut_coarse_to_fine(
     max_voxels : int
         Voxels of the coarsest level, at most.
     band : int
-        Half the width of the band in coarse voxels: 1 takes those on either side of the coarse surface, corners counted.
+        Half the width of the band in coarse voxels: 1 takes those on either side of the coarse surface, with corners.
 
     Returns
     -------
@@ -328,13 +329,12 @@ def cut_coarse_to_fine(
     options = options or CutOptions()
     volume = _Volume("cut_coarse_to_fine", _one_organ("cut_coarse_to_fine", heat), image, seeds)
     levels = _levels(volume, spacing, max_voxels)
-    labels, voxels = None, []
-    for level in levels:
-        tables = _tables("cut_coarse_to_fine", spacing, options, level)
-        fixed, inside = (level.seed_labels(), None) if labels is None else _narrow_band(level, labels, before, band)
-        voxels.append(math.prod(level.shape) if inside is None else inside.voxels)
-        labels, before = _expand(level, fixed, 1, tables, inside), level
-    assert labels is not None
+    tables = [_tables("cut_coarse_to_fine", spacing, options, level) for level in levels]
+    labels, voxels = _expand(levels[0], levels[0].seed_labels(), 1, tables[0]), [math.prod(levels[0].shape)]
+    for coarse, level, table in zip(levels, levels[1:], tables[1:], strict=False):
+        start, inside = _narrow_band(level, labels, coarse, band)
+        labels = _expand(level, start, 1, table, inside)
+        voxels.append(inside.voxels)
     return CoarseToFine(labels.astype(bool), energy(labels, heat, image, spacing, options, seeds), tuple(voxels))
 
 
@@ -408,9 +408,9 @@ class _Volume:
     def seed_labels(self) -> NDArray[np.uint8]:
         """Background but on seeds, (Z, Y, X)."""
         labels = np.zeros(self.shape, np.uint8)
-        for z in range(self.shape[0] if self.seeds is not None else 0):
-            seed = self.seed_section(z)
-            labels[z] = np.maximum(seed, 0)
+        for z in range(self.shape[0]):
+            if (seed := self.seed_section(z)) is not None:
+                labels[z] = np.maximum(seed, 0)
         return labels
 
     def costs(self, z: int, labels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -529,34 +529,46 @@ SEED = 2**24  # more than all neighbours together can weigh
 def _expand(
     volume: _Volume, labels: NDArray[np.uint8], alpha: int, tables: _Tables, band: _Band | None = None
 ) -> NDArray[np.uint8]:
-    """The best labels of all in which voxels keep theirs or take alpha; exact (Boykov, Veksler, Zabih 2001, section 5)."""
+    """The best of all labels in which voxels keep theirs or take alpha (Boykov, Veksler, Zabih 2001, section 5)."""
+    reached = source_side(_network(volume, labels, alpha, tables, band))
+    if band is None:
+        idle = volume.shape[1] * volume.shape[2]
+        return np.where(reached[idle:-idle].reshape(volume.shape), np.uint8(alpha), labels)
+    expanded, begin = labels.copy(), 0
+    for z in range(volume.shape[0]):
+        inside = band.section(z)
+        end = begin + int(np.count_nonzero(inside))
+        expanded[z][inside] = np.where(reached[begin:end], alpha, labels[z][inside])
+        begin = end
+    return expanded
+
+
+def _network(volume: _Volume, labels: NDArray[np.uint8], alpha: int, tables: _Tables, band: _Band | None) -> Network:
+    """The expansion as a cut: on the source's side are the voxels that take alpha."""
+    network = _empty_network(volume, band)
+    above = None
+    for section in _sections(volume, labels, alpha, tables.scale, band):
+        if section is None:
+            above = None
+            continue
+        here = section[:3]
+        _load(network.nodes, section[0], section[3])
+        for d, first in ((1, above), (3, here), (5, here)):
+            if first is not None:
+                _join_neighbours(*network, first, here, d, tables.capacities[d // 2], alpha)
+        above = here
+    return network
+
+
+def _empty_network(volume: _Volume, band: _Band | None) -> Network:
+    """Nodes for all voxels, an idle section on either side; or for those in the band, an idle one at the end."""
     _, y, x = volume.shape
     nodes = math.prod(volume.shape) + 2 * y * x if band is None else band.voxels + 1
     if nodes > 2**31 - 1:
         volume.refuse(f"{nodes} voxels are more than one cut can hold; use cut_coarse_to_fine()")
-    implicit = np.array([-y * x, y * x, -x, x, -1, 1])
-    # no edge leads to the last node of a band: it stands for the neighbours outside
-    steps = implicit if band is None else np.full((nodes, 6), nodes - 1, np.int32)
-    network = empty_network(nodes, steps)
-    above = None
-    for section in _sections(volume, labels, alpha, tables.scale, band):
-        if section is not None:
-            _load(network.nodes, section[0], section[3])
-            here = section[:3]
-            for d, first in ((1, above), (3, here), (5, here)):
-                if first is not None:
-                    _join_neighbours(*network, first, here, d, tables.capacities[d // 2], alpha)
-        above = here if section is not None else None
-    reached = source_side(network)
     if band is None:
-        return np.where(reached[y * x : -y * x].reshape(volume.shape), np.uint8(alpha), labels)
-    taken, begin = labels.copy(), 0
-    for z in range(volume.shape[0]):
-        inside = band.section(z)
-        count = int(np.count_nonzero(inside))
-        taken[z][inside] = np.where(reached[begin : begin + count], alpha, labels[z][inside])
-        begin += count
-    return taken
+        return empty_network(nodes, np.array([-y * x, y * x, -x, x, -1, 1]))
+    return empty_network(nodes, np.full((nodes, 6), nodes - 1, np.int32))
 
 
 def _sections(
@@ -569,7 +581,7 @@ def _sections(
     depth, y, x = volume.shape
     plane = np.arange(y * x, dtype=np.int32).reshape(y, x)
     wanted = np.ones(depth, bool) if band is None else band.blocks.any(axis=(1, 2))[_inside((depth,), band.step[:1])[0]]
-    near = ndimage.maximum_filter1d(wanted, 3)
+    near: NDArray[np.bool_] = ndimage.maximum_filter1d(wanted, 3)
     begin = 0
     for z in range(depth):
         if not near[z]:
@@ -587,7 +599,7 @@ def _sections(
         yield number, labels[z], volume.image_section(z), pulls
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _load(nodes, number, pulls):  # type: ignore[no-untyped-def]
     """Put a section's voxels into the network."""
     for y in range(number.shape[0]):
@@ -596,7 +608,7 @@ def _load(nodes, number, pulls):  # type: ignore[no-untyped-def]
                 nodes[number[y, x]].excess += pulls[y, x]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _join_neighbours(nodes, capacity, steps, first, second, d, weights, alpha):  # type: ignore[no-untyped-def]
     """Join the neighbours in direction d: from one section to the next along z (1), within one along y (3) or x (5)."""
     number, labels, image = first
@@ -623,31 +635,31 @@ def _join_neighbours(nodes, capacity, steps, first, second, d, weights, alpha): 
                 nodes[j].excess += _towards(label, next_label, alpha) * weight
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _at_once(excess, next_excess, forth, back):  # type: ignore[no-untyped-def]
     """What flows between two neighbours without a detour: most of all flow when heat is noisy."""
     forwards = min(max(excess, 0), max(-next_excess, 0), forth)
     return forwards - min(max(-excess, 0), max(next_excess, 0), back)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _unlike(first, second, y, x, v, u):  # type: ignore[no-untyped-def]
     """Squared difference of grey levels, summed over channels."""
-    total = 0
+    total = np.int64(0)
     for c in range(first.shape[2]):
         step = np.int64(first[y, x, c]) - np.int64(second[v, u, c])
         total += step * step
     return total
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _link(steps, v, w, d):  # type: ignore[no-untyped-def]
     """Write down who is neighbour to whom where it does not follow from the numbers."""
     if steps.ndim == 2:
         steps[v, d], steps[w, d ^ 1] = w, v
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _towards(fixed, free, alpha):  # type: ignore[no-untyped-def]
     """Whether a neighbour that keeps its label pulls towards alpha (1), away from it (-1) or neither."""
     if fixed == alpha:

@@ -93,11 +93,11 @@ def source_side(network: Network) -> NDArray[np.bool_]:
     return np.asarray(network.nodes["tree"] == SOURCE)
 
 
-# In what follows `after` holds two linked lists, of active nodes (0) and orphans (1), the last of each linked to itself,
-# NONE where a node is not in it; `marks` holds the first and last of both lists, and the time.
+# In what follows `after` holds two linked lists, of active nodes (0) and of orphans (1), the last of each linked to
+# itself, NONE where a node is not in it; `marks` holds the first and last of both lists, and the time.
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _grow_trees(nodes, capacity, steps, after, marks):  # type: ignore[no-untyped-def]
     """Grow both trees until no path leads from source to sink."""
     _plant(nodes, capacity, steps, after, marks)
@@ -111,7 +111,7 @@ def _grow_trees(nodes, capacity, steps, after, marks):  # type: ignore[no-untype
             _adopt(nodes, capacity, steps, after, marks)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _plant(nodes, capacity, steps, after, marks):  # type: ignore[no-untyped-def]
     """Every node with an excess is a root, and active if it has where to grow."""
     for v in range(len(nodes)):
@@ -130,20 +130,20 @@ def _plant(nodes, capacity, steps, after, marks):  # type: ignore[no-untyped-def
                 break
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _neighbour(steps, v, d):  # type: ignore[no-untyped-def]
     if steps.ndim == 1:
         return v + steps[d]
     return steps[v, d]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _room(capacity, parent, child, d, side):  # type: ignore[no-untyped-def]
     """Residual capacity between a parent and its child in direction d, the way that flow takes in their tree."""
     return np.int64(capacity[parent, d] if side == SOURCE else capacity[child, d ^ 1])
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _append(after, marks, queue, v):  # type: ignore[no-untyped-def]
     if after[queue, v] != NONE:
         return
@@ -155,7 +155,7 @@ def _append(after, marks, queue, v):  # type: ignore[no-untyped-def]
     marks[2 * queue + 1] = v
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _pop(after, marks, queue):  # type: ignore[no-untyped-def]
     v = marks[2 * queue]
     if v != NONE:
@@ -165,7 +165,7 @@ def _pop(after, marks, queue):  # type: ignore[no-untyped-def]
     return v
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _grow(nodes, capacity, steps, after, marks, v):  # type: ignore[no-untyped-def]
     """Take the free neighbours of an active node into its tree; where the other tree is met, the direction."""
     side = nodes[v].tree
@@ -184,14 +184,14 @@ def _grow(nodes, capacity, steps, after, marks, v):  # type: ignore[no-untyped-d
     return NONE
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _hang(nodes, v, d, parent):  # type: ignore[no-untyped-def]
     nodes[v].parent = d
     nodes[v].distance = nodes[parent].distance + 1
     nodes[v].stamp = nodes[parent].stamp
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _augment(nodes, capacity, steps, after, marks, v, d):  # type: ignore[no-untyped-def]
     """Send what passes along the path from root to root through v and its neighbour in the other tree."""
     w = _neighbour(steps, v, d)
@@ -202,7 +202,7 @@ def _augment(nodes, capacity, steps, after, marks, v, d):  # type: ignore[no-unt
     _send(nodes, capacity, steps, after, marks, w, flow)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _carry(capacity, parent, child, d, flow, side):  # type: ignore[no-untyped-def]
     """Send flow from a parent to its child in direction d, or in the sink's tree from the child to the parent."""
     change = flow if side == SOURCE else -flow
@@ -210,7 +210,7 @@ def _carry(capacity, parent, child, d, flow, side):  # type: ignore[no-untyped-d
     capacity[child, d ^ 1] += change
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _passes(nodes, capacity, steps, v):  # type: ignore[no-untyped-def]
     """How much passes between v and its root."""
     side, flow = nodes[v].tree, FAR
@@ -222,7 +222,7 @@ def _passes(nodes, capacity, steps, v):  # type: ignore[no-untyped-def]
     return min(flow, abs(np.int64(nodes[v].excess)))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _send(nodes, capacity, steps, after, marks, v, flow):  # type: ignore[no-untyped-def]
     """Send flow between v and its root; what this cuts off is orphaned."""
     side = nodes[v].tree
@@ -238,13 +238,13 @@ def _send(nodes, capacity, steps, after, marks, v, flow):  # type: ignore[no-unt
         _orphan(nodes, after, marks, v)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _orphan(nodes, after, marks, v):  # type: ignore[no-untyped-def]
     nodes[v].parent = ORPHAN
     _append(after, marks, 1, v)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _adopt(nodes, capacity, steps, after, marks):  # type: ignore[no-untyped-def]
     """Give every orphan the neighbour nearest a root as parent, or set it free, and its children are orphans too."""
     marks[4] += 1
@@ -264,7 +264,7 @@ def _adopt(nodes, capacity, steps, after, marks):  # type: ignore[no-untyped-def
         v = _pop(after, marks, 1)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _set_free(nodes, capacity, steps, after, marks, v):  # type: ignore[no-untyped-def]
     side = nodes[v].tree
     for d in range(6):
@@ -278,7 +278,7 @@ def _set_free(nodes, capacity, steps, after, marks, v):  # type: ignore[no-untyp
     nodes[v].tree = FREE
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _distance_to_root(nodes, steps, now, v):  # type: ignore[no-untyped-def]
     """Nodes from v to its root, or FAR where an orphan stands between them."""
     first, above = v, 0
