@@ -18,7 +18,7 @@ def random_network(seed: int) -> Network:
     for axis in range(3):
         np.moveaxis(capacity, axis, 0)[0, ..., 2 * axis] = 0
         np.moveaxis(capacity, axis, 0)[-1, ..., 2 * axis + 1] = 0
-    network.capacity[y * x : -y * x] = capacity.reshape(-1, 6)
+    network.nodes["capacity"][y * x : -y * x] = capacity.reshape(-1, 6)
     return network
 
 
@@ -29,8 +29,8 @@ def edges(network: Network) -> list[tuple[int, int, int]]:
     for v in range(n):
         excess = int(network.nodes["excess"][v])
         found.append((n, v, excess) if excess > 0 else (v, n + 1, -excess))
-        for d in np.flatnonzero(network.capacity[v]):
-            found.append((v, int(v + network.steps[d]), int(network.capacity[v, d])))
+        for d in np.flatnonzero(network.nodes["capacity"][v]):
+            found.append((v, int(v + network.steps[d]), int(network.nodes["capacity"][v, d])))
     return found
 
 
@@ -49,14 +49,14 @@ def test_cut_has_the_value_of_the_maximum_flow(seed):
 def test_what_remains_is_a_maximum_flow(seed):
     """No residual path leads from an excess to a deficit, and capacities and excess add up to what they were."""
     network = random_network(seed)
-    before = Network(network.nodes.copy(), network.capacity.copy(), network.steps)
+    before = Network(network.nodes.copy(), network.steps)
     reached = source_side(network)
     assert not (network.nodes["excess"][~reached] > 0).any()
     assert not (network.nodes["excess"][reached] < 0).any()
-    sent = before.capacity.astype(int) - network.capacity
+    sent = before.nodes["capacity"].astype(int) - network.nodes["capacity"]
     for v, d in np.argwhere(sent):
         assert sent[v, d] == -sent[v + network.steps[d], d ^ 1]
-    for v, d in np.argwhere(network.capacity):
+    for v, d in np.argwhere(network.nodes["capacity"]):
         assert not (reached[v] and not reached[v + network.steps[d]])
     lost = before.nodes["excess"] - network.nodes["excess"]
     kept = np.sign(before.nodes["excess"]) * network.nodes["excess"] >= 0
@@ -68,7 +68,7 @@ def test_neighbours_by_number_give_the_same_cut():
     network, other = random_network(5), random_network(5)
     numbers = np.arange(len(network.nodes))[:, None] + network.steps
     inside = (numbers >= 0) & (numbers < len(network.nodes))
-    listed = Network(other.nodes, other.capacity, np.where(inside, numbers, 0).astype(np.int32))
+    listed = Network(other.nodes, np.where(inside, numbers, 0).astype(np.int32))
     np.testing.assert_array_equal(source_side(listed), source_side(network))
 
 
@@ -77,5 +77,5 @@ def test_the_smallest_source_side_is_chosen():
     network = empty_network(6, np.array([0, 0, 0, 0, -1, 1]))
     network.nodes["excess"] = [0, 5, 0, 0, -5, 0]
     for v in range(1, 4):
-        network.capacity[v, 5] = network.capacity[v + 1, 4] = 3
+        network.nodes["capacity"][v, 5] = network.nodes["capacity"][v + 1, 4] = 3
     assert source_side(network).tolist() == [False, True, False, False, False, False]

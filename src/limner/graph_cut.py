@@ -609,7 +609,7 @@ def _load(nodes, number, pulls):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _join_neighbours(nodes, capacity, steps, first, second, d, weights, alpha):  # type: ignore[no-untyped-def]
+def _join_neighbours(nodes, steps, first, second, d, weights, alpha):  # type: ignore[no-untyped-def]
     """Join the neighbours in direction d: from one section to the next along z (1), within one along y (3) or x (5)."""
     number, labels, image = first
     next_number, next_labels, next_image = second
@@ -627,7 +627,8 @@ def _join_neighbours(nodes, capacity, steps, first, second, d, weights, alpha): 
                 flow = _at_once(np.int64(nodes[i].excess), np.int64(nodes[j].excess), forth, weight)
                 nodes[i].excess -= flow
                 nodes[j].excess += flow
-                capacity[i, d], capacity[j, d ^ 1] = forth - flow, weight + flow
+                nodes[i].capacity[d] = forth - flow
+                nodes[j].capacity[d ^ 1] = weight + flow
                 _link(steps, i, j, d)
             elif free:
                 nodes[i].excess += _towards(next_label, label, alpha) * weight

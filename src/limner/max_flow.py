@@ -34,6 +34,7 @@ NODE = np.dtype(
         ("stamp", np.int32),  # ... that time
         ("tree", np.uint8),  # FREE, SOURCE or SINK
         ("parent", np.uint8),  # direction to it, ROOT or ORPHAN
+        ("capacity", np.uint16, 6),  # residual, towards each neighbour
     ],
     align=True,
 )
@@ -49,21 +50,19 @@ class Network(NamedTuple):
     Parameters
     ----------
     nodes : ndarray of `NODE`
-        Shape (N,). To be set: ``excess``, what may come from the source, or, below 0, go to the sink.
-    capacity : ndarray of uint16
-        Shape (N, 6): residual capacity towards each neighbour.
+        Shape (N,). To be set: ``excess``, what may come from the source, or, below 0, go to the sink; and ``capacity``,
+        what may go to each of the six neighbours.
     steps : ndarray of int
         Shape (6,): what is added to a node's number to get its neighbour's; or (N, 6): the neighbours' numbers.
     """
 
     nodes: Array
-    capacity: Array
     steps: Array
 
 
 def empty_network(nodes: int, steps: Array) -> Network:
     """A network through which nothing flows yet; `steps` as for `Network`."""
-    return Network(np.zeros(nodes, NODE), np.zeros((nodes, 6), np.uint16), steps)
+    return Network(np.zeros(nodes, NODE), steps)
 
 
 def source_side(network: Network) -> NDArray[np.bool_]:
@@ -83,51 +82,57 @@ def source_side(network: Network) -> NDArray[np.bool_]:
     --------
     >>> network = empty_network(5, np.array([0, 0, 0, 0, -1, 1]))  # three nodes, and one more at either end
     >>> network.nodes["excess"] = 0, 5, -1, -3, 0
-    >>> network.capacity[1, 5] = network.capacity[2, 4] = 2
-    >>> network.capacity[2, 5] = network.capacity[3, 4] = 4
+    >>> network.nodes["capacity"][1, 5] = network.nodes["capacity"][2, 4] = 2
+    >>> network.nodes["capacity"][2, 5] = network.nodes["capacity"][3, 4] = 4
     >>> source_side(network)[1:-1]
     array([ True, False, False])
     """
-    queue = np.full((2, len(network.nodes)), NONE, np.int32)
-    _grow_trees(*network, queue, np.array([NONE, NONE, NONE, NONE, 0]))
+    queues = np.zeros((2, len(network.nodes)), np.int32)
+    _grow_trees(*network, queues, np.array([NONE, NONE, NONE, NONE, 0]))
     return np.asarray(network.nodes["tree"] == SOURCE)
 
 
-# In what follows `after` holds two linked lists, of active nodes (0) and of orphans (1), the last of each linked to
-# itself, NONE where a node is not in it; `marks` holds the first and last of both lists, and the time.
+# In what follows `after` holds two linked lists, of active nodes (0) and orphans (1): one more than the number of the
+# next node, the last linked to itself; 0 where a node is not in it. `marks` holds the first and last of both lists, and
+# the time.
 
 
 @njit(cache=True, nogil=True)
-def _grow_trees(nodes, capacity, steps, after, marks):  # type: ignore[no-untyped-def]
+def _grow_trees(nodes, steps, after, marks):  # type: ignore[no-untyped-def]
     """Grow both trees until no path leads from source to sink."""
-    _plant(nodes, capacity, steps, after, marks)
+    _plant(nodes, steps, after, marks)
     v = _pop(after, marks, 0)
     while v != NONE:
-        meeting = _grow(nodes, capacity, steps, after, marks, v) if nodes[v].tree != FREE else NONE
+        meeting = _grow(nodes, steps, after, marks, v) if nodes[v].tree != FREE else NONE
         if meeting == NONE:
             v = _pop(after, marks, 0)
         else:
-            _augment(nodes, capacity, steps, after, marks, v, meeting)
-            _adopt(nodes, capacity, steps, after, marks)
+            _augment(nodes, steps, after, marks, v, meeting)
+            _adopt(nodes, steps, after, marks)
 
 
 @njit(cache=True, nogil=True)
-def _plant(nodes, capacity, steps, after, marks):  # type: ignore[no-untyped-def]
+def _plant(nodes, steps, after, marks):  # type: ignore[no-untyped-def]
     """Every node with an excess is a root, and active if it has where to grow."""
     for v in range(len(nodes)):
-        if nodes[v].excess != 0:
-            nodes[v].tree = SOURCE if nodes[v].excess > 0 else SINK
-            nodes[v].parent = ROOT
-            nodes[v].distance = 1
-    for v in range(len(nodes)):
-        side = nodes[v].tree
+        side = _side(nodes[v].excess)
         if side == FREE:
             continue
+        nodes[v].tree = side
+        nodes[v].parent = ROOT
+        nodes[v].distance = 1
         for d in range(6):
             w = _neighbour(steps, v, d)
-            if nodes[w].tree != side and _room(capacity, v, w, d, side) > 0:
+            if _side(nodes[w].excess) != side and _room(nodes, v, w, d, side) > 0:
                 _append(after, marks, 0, v)
                 break
+
+
+@njit(cache=True, nogil=True)
+def _side(excess):  # type: ignore[no-untyped-def]
+    if excess == 0:
+        return FREE
+    return SOURCE if excess > 0 else SINK
 
 
 @njit(cache=True, nogil=True)
@@ -138,20 +143,20 @@ def _neighbour(steps, v, d):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _room(capacity, parent, child, d, side):  # type: ignore[no-untyped-def]
+def _room(nodes, parent, child, d, side):  # type: ignore[no-untyped-def]
     """Residual capacity between a parent and its child in direction d, the way that flow takes in their tree."""
-    return np.int64(capacity[parent, d] if side == SOURCE else capacity[child, d ^ 1])
+    return np.int64(nodes[parent].capacity[d] if side == SOURCE else nodes[child].capacity[d ^ 1])
 
 
 @njit(cache=True, nogil=True)
 def _append(after, marks, queue, v):  # type: ignore[no-untyped-def]
-    if after[queue, v] != NONE:
+    if after[queue, v] != 0:
         return
-    after[queue, v] = v
+    after[queue, v] = v + 1
     if marks[2 * queue] == NONE:
         marks[2 * queue] = v
     else:
-        after[queue, marks[2 * queue + 1]] = v
+        after[queue, marks[2 * queue + 1]] = v + 1
     marks[2 * queue + 1] = v
 
 
@@ -159,19 +164,19 @@ def _append(after, marks, queue, v):  # type: ignore[no-untyped-def]
 def _pop(after, marks, queue):  # type: ignore[no-untyped-def]
     v = marks[2 * queue]
     if v != NONE:
-        following = after[queue, v]
+        following = after[queue, v] - 1
         marks[2 * queue] = NONE if following == v else following
-        after[queue, v] = NONE
+        after[queue, v] = 0
     return v
 
 
 @njit(cache=True, nogil=True)
-def _grow(nodes, capacity, steps, after, marks, v):  # type: ignore[no-untyped-def]
+def _grow(nodes, steps, after, marks, v):  # type: ignore[no-untyped-def]
     """Take the free neighbours of an active node into its tree; where the other tree is met, the direction."""
     side = nodes[v].tree
     for d in range(6):
         w = _neighbour(steps, v, d)
-        if _room(capacity, v, w, d, side) == 0:
+        if _room(nodes, v, w, d, side) == 0:
             continue
         if nodes[w].tree == FREE:
             nodes[w].tree = side
@@ -192,45 +197,45 @@ def _hang(nodes, v, d, parent):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _augment(nodes, capacity, steps, after, marks, v, d):  # type: ignore[no-untyped-def]
+def _augment(nodes, steps, after, marks, v, d):  # type: ignore[no-untyped-def]
     """Send what passes along the path from root to root through v and its neighbour in the other tree."""
     w = _neighbour(steps, v, d)
     side = nodes[v].tree
-    flow = min(_passes(nodes, capacity, steps, v), _passes(nodes, capacity, steps, w), _room(capacity, v, w, d, side))
-    _carry(capacity, v, w, d, flow, side)
-    _send(nodes, capacity, steps, after, marks, v, flow)
-    _send(nodes, capacity, steps, after, marks, w, flow)
+    flow = min(_passes(nodes, steps, v), _passes(nodes, steps, w), _room(nodes, v, w, d, side))
+    _carry(nodes, v, w, d, flow, side)
+    _send(nodes, steps, after, marks, v, flow)
+    _send(nodes, steps, after, marks, w, flow)
 
 
 @njit(cache=True, nogil=True)
-def _carry(capacity, parent, child, d, flow, side):  # type: ignore[no-untyped-def]
+def _carry(nodes, parent, child, d, flow, side):  # type: ignore[no-untyped-def]
     """Send flow from a parent to its child in direction d, or in the sink's tree from the child to the parent."""
     change = flow if side == SOURCE else -flow
-    capacity[parent, d] -= change
-    capacity[child, d ^ 1] += change
+    nodes[parent].capacity[d] -= change
+    nodes[child].capacity[d ^ 1] += change
 
 
 @njit(cache=True, nogil=True)
-def _passes(nodes, capacity, steps, v):  # type: ignore[no-untyped-def]
+def _passes(nodes, steps, v):  # type: ignore[no-untyped-def]
     """How much passes between v and its root."""
     side, flow = nodes[v].tree, FAR
     while nodes[v].parent != ROOT:
         d = nodes[v].parent
         w = _neighbour(steps, v, d)
-        flow = min(flow, _room(capacity, w, v, d ^ 1, side))
+        flow = min(flow, _room(nodes, w, v, d ^ 1, side))
         v = w
     return min(flow, abs(np.int64(nodes[v].excess)))
 
 
 @njit(cache=True, nogil=True)
-def _send(nodes, capacity, steps, after, marks, v, flow):  # type: ignore[no-untyped-def]
+def _send(nodes, steps, after, marks, v, flow):  # type: ignore[no-untyped-def]
     """Send flow between v and its root; what this cuts off is orphaned."""
     side = nodes[v].tree
     while nodes[v].parent != ROOT:
         d = nodes[v].parent
         w = _neighbour(steps, v, d)
-        _carry(capacity, w, v, d ^ 1, flow, side)
-        if _room(capacity, w, v, d ^ 1, side) == 0:
+        _carry(nodes, w, v, d ^ 1, flow, side)
+        if _room(nodes, w, v, d ^ 1, side) == 0:
             _orphan(nodes, after, marks, v)
         v = w
     nodes[v].excess -= flow if side == SOURCE else -flow
@@ -245,7 +250,7 @@ def _orphan(nodes, after, marks, v):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _adopt(nodes, capacity, steps, after, marks):  # type: ignore[no-untyped-def]
+def _adopt(nodes, steps, after, marks):  # type: ignore[no-untyped-def]
     """Give every orphan the neighbour nearest a root as parent, or set it free, and its children are orphans too."""
     marks[4] += 1
     v = _pop(after, marks, 1)
@@ -253,25 +258,25 @@ def _adopt(nodes, capacity, steps, after, marks):  # type: ignore[no-untyped-def
         side, chosen, least = nodes[v].tree, NONE, FAR
         for d in range(6):
             w = _neighbour(steps, v, d)
-            if nodes[w].tree == side and _room(capacity, w, v, d ^ 1, side) > 0:
+            if nodes[w].tree == side and _room(nodes, w, v, d ^ 1, side) > 0:
                 distance = _distance_to_root(nodes, steps, marks[4], w)
                 if distance < least:
                     chosen, least = d, distance
         if chosen == NONE:
-            _set_free(nodes, capacity, steps, after, marks, v)
+            _set_free(nodes, steps, after, marks, v)
         else:
             _hang(nodes, v, chosen, _neighbour(steps, v, chosen))
         v = _pop(after, marks, 1)
 
 
 @njit(cache=True, nogil=True)
-def _set_free(nodes, capacity, steps, after, marks, v):  # type: ignore[no-untyped-def]
+def _set_free(nodes, steps, after, marks, v):  # type: ignore[no-untyped-def]
     side = nodes[v].tree
     for d in range(6):
         w = _neighbour(steps, v, d)
         if nodes[w].tree != side:
             continue
-        if _room(capacity, w, v, d ^ 1, side) > 0:
+        if _room(nodes, w, v, d ^ 1, side) > 0:
             _append(after, marks, 0, w)
         if nodes[w].parent == d ^ 1:
             _orphan(nodes, after, marks, w)
