@@ -158,6 +158,16 @@ def test_seeds_hold_and_their_neighbours_follow():
     assert energy(held, heat, image, CUBE, options, seeds) < np.inf
 
 
+def test_slabs_in_threads_do_not_change_the_cut(monkeypatch):
+    heat, image = volume((11, 12, 13), seed=8)
+    options = CutOptions(gamma=0.8)
+    expected = cut(heat, image, CUBE, options)
+    monkeypatch.setattr("limner.graph_cut.THINNEST_SLAB", 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert 0 < expected.mean() < 1
+    np.testing.assert_array_equal(cut(heat, image, CUBE, options), expected)
+
+
 def heats_of(shape, labels, seed):
     """Smooth heat maps that sum to 1."""
     draw = np.random.default_rng(seed)

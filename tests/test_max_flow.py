@@ -3,7 +3,7 @@ import pytest
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_flow
 
-from limner.max_flow import Network, empty_network, source_side
+from limner.max_flow import Network, empty_network, send, source_side
 
 SHAPE = (5, 6, 7)
 
@@ -49,7 +49,7 @@ def test_cut_has_the_value_of_the_maximum_flow(seed):
 def test_what_remains_is_a_maximum_flow(seed):
     """No residual path leads from an excess to a deficit, and capacities and excess add up to what they were."""
     network = random_network(seed)
-    before = Network(network.nodes.copy(), network.steps)
+    before = network._replace(nodes=network.nodes.copy())
     reached = source_side(network)
     assert not (network.nodes["excess"][~reached] > 0).any()
     assert not (network.nodes["excess"][reached] < 0).any()
@@ -68,7 +68,7 @@ def test_neighbours_by_number_give_the_same_cut():
     network, other = random_network(5), random_network(5)
     numbers = np.arange(len(network.nodes))[:, None] + network.steps
     inside = (numbers >= 0) & (numbers < len(network.nodes))
-    listed = Network(other.nodes, np.where(inside, numbers, 0).astype(np.int32))
+    listed = other._replace(steps=np.where(inside, numbers, 0).astype(np.int32))
     np.testing.assert_array_equal(source_side(listed), source_side(network))
 
 
@@ -79,3 +79,18 @@ def test_the_smallest_source_side_is_chosen():
     for v in range(1, 4):
         network.nodes["capacity"][v, 5] = network.nodes["capacity"][v + 1, 4] = 3
     assert source_side(network).tolist() == [False, True, False, False, False, False]
+
+
+def test_parts_sent_through_before_they_are_joined_give_the_same_cut():
+    expected = source_side(random_network(6))
+    network = random_network(6)
+    half = 4 * SHAPE[1] * SHAPE[2]
+    above, below = slice(half - 42, half), slice(half, half + 42)
+    kept = [network.nodes["capacity"][above, 1].copy(), network.nodes["capacity"][below, 0].copy()]
+    network.nodes["capacity"][above, 1] = network.nodes["capacity"][below, 0] = 0
+    send(network, 0, half)
+    send(network, half, len(network.nodes))
+    assert not network.queues.any()
+    network.nodes["capacity"][above, 1], network.nodes["capacity"][below, 0] = kept
+    assert all(k.any() for k in kept)
+    np.testing.assert_array_equal(source_side(network), expected)

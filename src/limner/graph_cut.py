@@ -25,10 +25,12 @@ memmap, zarr, dask.
 
 from __future__ import annotations
 
-import itertools
 import math
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import cycle, pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,7 +38,7 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from limner.max_flow import LARGEST_CAPACITY, Network, empty_network, source_side
+from limner.max_flow import LARGEST_CAPACITY, Network, empty_network, send, source_side
 
 LEVELS = 1000
 FEWEST_LEVELS = 50
@@ -266,7 +268,7 @@ def cut_labels(
     tables = _tables("cut_labels", spacing, options, volume)
     labels = volume.seed_labels()
     least, unchanged = energy(labels, heats, image, spacing, options), 0
-    for alpha in itertools.cycle([*range(1, len(heats)), 0]):
+    for alpha in cycle([*range(1, len(heats)), 0]):
         expanded = _expand(volume, labels, alpha, tables)
         found = energy(expanded, heats, image, spacing, options)
         lower = found < least
@@ -472,6 +474,18 @@ class _Band(NamedTuple):
     def section(self, z: int) -> NDArray[np.bool_]:
         return np.asarray(self.blocks[z // self.step[0]][np.ix_(*_inside(self.shape[1:], self.step[1:]))])
 
+    def numbers(self) -> Iterator[Array | None]:
+        """Of the nodes of each section, -1 outside the band; None where it is more than a section away."""
+        wanted = np.asarray(self.blocks.any(axis=(1, 2)))[_inside(self.shape[:1], self.step[:1])[0]]
+        begin = 0
+        for z, near in enumerate(ndimage.binary_dilation(wanted, np.ones(3))):
+            inside = self.section(z)
+            end = begin + int(np.count_nonzero(inside))
+            number = np.full(inside.shape, -1, np.int32)
+            number[inside] = np.arange(begin, end, dtype=np.int32)
+            begin = end
+            yield number if near else None
+
     @property
     def voxels(self) -> int:
         return sum(int(np.count_nonzero(self.section(z))) for z in range(self.shape[0]))
@@ -524,6 +538,8 @@ def _contradicted(
 
 
 SEED = 2**24  # more than all neighbours together can weigh
+THINNEST_SLAB = 16  # sections to a thread, at least
+_Joined: TypeAlias = tuple[Array, Array, Array]  # numbers of nodes, labels, image of a section
 
 
 def _expand(
@@ -544,20 +560,39 @@ def _expand(
 
 
 def _network(volume: _Volume, labels: NDArray[np.uint8], alpha: int, tables: _Tables, band: _Band | None) -> Network:
-    """The expansion as a cut: on the source's side are the voxels that take alpha."""
+    """The expansion as a cut: on the source's side are the voxels that take alpha.
+
+    Slabs of sections are built, and what flows within them is sent, in threads of their own; then they are joined.
+    """
     network = _empty_network(volume, band)
-    above = None
-    for section in _sections(volume, labels, alpha, tables.scale, band):
-        if section is None:
-            above = None
-            continue
-        here = section[:3]
-        _load(network.nodes, section[0], section[3])
-        for d, first in ((1, above), (3, here), (5, here)):
-            if first is not None:
-                _join_neighbours(*network, first, here, d, tables.capacities[d // 2], alpha)
-        above = here
+    depth, y, x = volume.shape
+    threads = 1 if band is not None else max(1, min(os.cpu_count() or 1, depth // THINNEST_SLAB))
+    bounds = [depth * i // threads for i in range(threads + 1)]
+
+    def build(begin: int, end: int) -> tuple[_Joined | None, _Joined | None]:
+        first = above = None
+        for z, section in enumerate(_sections(volume, labels, alpha, tables.scale, band, range(begin, end)), begin):
+            if section is not None:
+                _load(network.nodes, section[0], section[3])
+                _join(network, above, section[:3], tables, alpha)
+            above = None if section is None else section[:3]
+            first = above if z == begin else first
+        if threads > 1:
+            send(network, (begin + 1) * y * x, (end + 1) * y * x)
+        return first, above
+
+    with ThreadPoolExecutor(threads) as pool:
+        slabs = list(pool.map(build, bounds[:-1], bounds[1:]))
+    for (_, above), (below, _) in pairwise(slabs):
+        _join_neighbours(*network[:2], above, below, 1, tables.capacities[0], alpha)
     return network
+
+
+def _join(network: Network, above: _Joined | None, here: _Joined, tables: _Tables, alpha: int) -> None:
+    """Join the voxels of a section to each other and to those of the section above."""
+    for d, first in ((1, above), (3, here), (5, here)):
+        if first is not None:
+            _join_neighbours(*network[:2], first, here, d, tables.capacities[d // 2], alpha)
 
 
 def _empty_network(volume: _Volume, band: _Band | None) -> Network:
@@ -572,31 +607,27 @@ def _empty_network(volume: _Volume, band: _Band | None) -> Network:
 
 
 def _sections(
-    volume: _Volume, labels: NDArray[np.uint8], alpha: int, scale: float, band: _Band | None
+    volume: _Volume, labels: NDArray[np.uint8], alpha: int, scale: float, band: _Band | None, which: range
 ) -> Iterator[tuple[Array, Array, Array, Array] | None]:
     """Numbers of the voxels' nodes (-1: keeps its label), labels, image (Y, X, C) and pulls in quanta, else (Y, X).
 
     None for a section that has no voxel in the band and does not touch one that has.
     """
-    depth, y, x = volume.shape
-    plane = np.arange(y * x, dtype=np.int32).reshape(y, x)
-    wanted = np.ones(depth, bool) if band is None else band.blocks.any(axis=(1, 2))[_inside((depth,), band.step[:1])[0]]
-    near: NDArray[np.bool_] = ndimage.maximum_filter1d(wanted, 3)
-    begin = 0
-    for z in range(depth):
-        if not near[z]:
+    numbers = _numbers(volume.shape) if band is None else band.numbers()
+    for z, number in zip(range(volume.shape[0]), numbers, strict=True):
+        if z not in which:
+            continue
+        if number is None:
             yield None
             continue
-        if band is None:
-            number = plane + np.int32((z + 1) * y * x)
-        else:
-            inside = band.section(z)
-            number = np.full((y, x), -1, np.int32)
-            count = int(np.count_nonzero(inside))
-            number[inside] = np.arange(begin, begin + count, dtype=np.int32)
-            begin += count
         pulls = np.clip(np.rint(scale * volume.pulls(z, labels[z], alpha)), -SEED, SEED).astype(np.int32)
         yield number, labels[z], volume.image_section(z), pulls
+
+
+def _numbers(shape: tuple[int, int, int]) -> Iterator[Array]:
+    """Of the nodes of each section when all voxels have one; the first section's follow on an idle section."""
+    plane = np.arange(shape[1] * shape[2], dtype=np.int32).reshape(shape[1:])
+    return (plane + np.int32((z + 1) * plane.size) for z in range(shape[0]))
 
 
 @njit(cache=True, nogil=True)

@@ -54,15 +54,18 @@ class Network(NamedTuple):
         what may go to each of the six neighbours.
     steps : ndarray of int
         Shape (6,): what is added to a node's number to get its neighbour's; or (N, 6): the neighbours' numbers.
+    queues : ndarray of int32
+        Shape (2, N), for the search; 0 before and after it.
     """
 
     nodes: Array
     steps: Array
+    queues: Array
 
 
 def empty_network(nodes: int, steps: Array) -> Network:
     """A network through which nothing flows yet; `steps` as for `Network`."""
-    return Network(np.zeros(nodes, NODE), steps)
+    return Network(np.zeros(nodes, NODE), steps, np.zeros((2, nodes), np.int32))
 
 
 def source_side(network: Network) -> NDArray[np.bool_]:
@@ -87,9 +90,24 @@ def source_side(network: Network) -> NDArray[np.bool_]:
     >>> source_side(network)[1:-1]
     array([ True, False, False])
     """
-    queues = np.zeros((2, len(network.nodes)), np.int32)
-    _grow_trees(*network, queues, np.array([NONE, NONE, NONE, NONE, 0]))
+    send(network, 0, len(network.nodes))
     return np.asarray(network.nodes["tree"] == SOURCE)
+
+
+def send(network: Network, begin: int, end: int) -> None:
+    """Send all that flows between nodes `begin` to `end` - 1, which no edge may join to others yet.
+
+    Parts of a network may be sent through in threads of their own, before they are joined and `source_side` is called:
+    the sides are the same.
+
+    Parameters
+    ----------
+    network : Network
+        Overwritten by what remains.
+    begin, end : int
+        Numbers of nodes.
+    """
+    _grow_trees(*network, np.array([NONE, NONE, NONE, NONE, 0]), begin, end)
 
 
 # In what follows `after` holds two linked lists, of active nodes (0) and orphans (1): one more than the number of the
@@ -98,9 +116,9 @@ def source_side(network: Network) -> NDArray[np.bool_]:
 
 
 @njit(cache=True, nogil=True)
-def _grow_trees(nodes, steps, after, marks):  # type: ignore[no-untyped-def]
+def _grow_trees(nodes, steps, after, marks, begin, end):  # type: ignore[no-untyped-def]
     """Grow both trees until no path leads from source to sink."""
-    _plant(nodes, steps, after, marks)
+    _plant(nodes, steps, after, marks, begin, end)
     v = _pop(after, marks, 0)
     while v != NONE:
         meeting = _grow(nodes, steps, after, marks, v) if nodes[v].tree != FREE else NONE
@@ -112,13 +130,14 @@ def _grow_trees(nodes, steps, after, marks):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _plant(nodes, steps, after, marks):  # type: ignore[no-untyped-def]
+def _plant(nodes, steps, after, marks, begin, end):  # type: ignore[no-untyped-def]
     """Every node with an excess is a root, and active if it has where to grow."""
-    for v in range(len(nodes)):
+    for v in range(begin, end):
         side = _side(nodes[v].excess)
+        nodes[v].tree = side
+        nodes[v].stamp = 0
         if side == FREE:
             continue
-        nodes[v].tree = side
         nodes[v].parent = ROOT
         nodes[v].distance = 1
         for d in range(6):
