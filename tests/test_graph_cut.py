@@ -249,15 +249,27 @@ def test_a_band_that_is_everything_gives_the_exact_cut():
     np.testing.assert_array_equal(found.labels, cut(heat, image, CUBE, options, seeds))
 
 
-def test_what_is_outside_the_band_holds_on_to_it():
-    """Sections of .45 beside one of 1 that is solved with them: in the band alone they would fall to background."""
-    heat = np.full((4, 8, 32), 0.45)
-    heat[..., :16] = 0.9
-    image = np.full(heat.shape, 80, np.uint8)
-    options = CutOptions(gamma=0.1)
+@pytest.mark.parametrize("organ", [True, False])
+def test_what_is_outside_the_band_holds_on_to_it(organ):
+    """Columns whose heat says the other thing, up to an edge of the image; only the last two are in the band."""
+    heat, image = np.full((4, 8, 32), 0.1), np.full((4, 8, 32), 80, np.uint8)
+    heat[..., :12], heat[..., 12:16] = 0.9, 0.45
+    image[..., 16:] = 200
+    heat = heat if organ else 1 - heat
+    options = CutOptions(gamma=1.0, delta=0.01)
     found = cut_coarse_to_fine(heat, image, CUBE, options, max_voxels=heat.size // 4)
-    np.testing.assert_array_equal(found.labels, cut(heat, image, CUBE, options))
+    assert (found.labels == ((np.arange(32) < 16) == organ)).all()
     assert found.voxels == (heat.size // 8, 4 * 8 * 4)
+    np.testing.assert_array_equal(found.labels, cut(heat, image, CUBE, options))
+
+
+def test_coarse_voxels_weigh_as_much_against_their_neighbours_as_what_they_stand_for():
+    """A cube of side 8: .6 * 512 is gained by it, 384 gamma paid; so too for its 64 coarse voxels."""
+    heat, image = np.full((16, 16, 16), 0.2), np.full((16, 16, 16), 80, np.uint8)
+    heat[4:12, 4:12, 4:12] = 0.8
+    for gamma, kept in ((0.78, True), (0.82, False)):
+        found = cut_coarse_to_fine(heat, image, CUBE, CutOptions(gamma, delta=0.0), max_voxels=heat.size // 8)
+        np.testing.assert_array_equal(found.labels, (heat > 0.5) & kept)
 
 
 def test_seeds_far_from_the_coarse_surface_hold():

@@ -183,7 +183,7 @@ def cut(
 ) -> NDArray[np.bool_]:
     """The labels of least energy, exact but for the quantum of the capacities.
 
-    Needs about 40 bytes a voxel, the inputs apart, and two cores are better than one: slabs of sections are begun with in
+    Needs about 40 bytes a voxel, the inputs apart. Two cores are better than one: slabs of sections are begun with in
     threads of their own, which changes nothing in the result.
 
     Parameters
