@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from limner.io.annotated_images import is_image
 from limner.io.ome_zarr import is_ome_zarr
 from limner.io.sections import natural_key
 from limner.io.slide import SLIDE_ENDINGS
@@ -26,14 +27,10 @@ def list_images(path: Path) -> list[Path]:
         raise ValueError(f"IMAGES: {path} does not exist; name an image, a slide or a folder of them")
     if path.is_file() or is_ome_zarr(path):
         return [path]
-    found = [p for p in path.iterdir() if not p.name.startswith(".") and _may_be_image(p)]
+    found = [p for p in path.iterdir() if not p.name.startswith(".") and is_image(p)]
     if not found:
         raise ValueError(f"IMAGES: {path} holds no image; give a folder of files ending in {', '.join(SLIDE_ENDINGS)}")
     return sorted(found, key=lambda p: natural_key(p.name))
-
-
-def _may_be_image(path: Path) -> bool:
-    return is_ome_zarr(path) if path.is_dir() else path.suffix.lower() in SLIDE_ENDINGS
 
 
 def result_names(images: Sequence[Path]) -> dict[str, Path]:

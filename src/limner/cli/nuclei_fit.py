@@ -15,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limner.checkpoint import Checkpoint
 from limner.cli.device import find_device
+from limner.cli.image_files import hash_image
 from limner.cli.progress import Report, progress_on
 from limner.io.annotated_images import LARGEST_UM2, MOST_REGIONS, AnnotatedImage, open_annotated, pair_annotations
 from limner.methods.partial_nuclei import (
@@ -30,7 +31,7 @@ from limner.methods.partial_nuclei import (
 from limner.metrics.objects import ObjectSummary, score_objects, summarise
 from limner.model_file import ModelFile, read_model
 from limner.networks.nuclei_unet import NucleiUNet
-from limner.run_record import content_key, hash_file, hash_inputs, package_versions, to_plain, utc_now
+from limner.run_record import content_key, hash_file, package_versions, to_plain, utc_now
 
 NONE = "(default: none)"
 ENDING = ".safetensors"
@@ -185,10 +186,10 @@ def read_inputs(command: NucleiFit) -> Inputs:
         raise ValueError(f"LABELS: {command.labels} holds no nucleus; outline some, on one image at least")
     scored = pair_annotations(*command.validation)[0] if command.validation else []
     hashes = {
-        "images": {image.name: _hash(image) for image, _ in pairs},
-        "labels": {labels.name: _hash(labels) for _, labels in pairs},
-        "validation_images": {image.name: _hash(image) for image, _ in scored},
-        "validation_labels": {labels.name: _hash(labels) for _, labels in scored},
+        "images": {image.name: hash_image(image) for image, _ in pairs},
+        "labels": {labels.name: hash_image(labels) for _, labels in pairs},
+        "validation_images": {image.name: hash_image(image) for image, _ in scored},
+        "validation_labels": {labels.name: hash_image(labels) for _, labels in scored},
         "start": {} if command.start is None else {command.start.name: hash_file(command.start)},
     }
     _check_apart(hashes)
@@ -222,14 +223,6 @@ def read_start(path: Path, settings: Settings) -> ModelFile:
 
 def _opened(command: NucleiFit, pair: tuple[Path, Path]) -> AnnotatedImage:
     return open_annotated(*pair, command.settings.um_per_px, command.um_per_px)
-
-
-def _hash(path: Path) -> str:
-    """SHA-256 of a file, or of all files of an OME-Zarr."""
-    if path.is_file():
-        return hash_file(path)
-    names = [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()]
-    return content_key(hash_inputs(path, names))
 
 
 def _check_apart(hashes: Mapping[str, Mapping[str, str]]) -> None:

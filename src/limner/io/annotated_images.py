@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +146,9 @@ def pair_annotations(images: str | Path, labels: str | Path) -> tuple[list[tuple
     for path in (images, labels):
         if not path.exists():
             raise ValueError(f"pair_annotations(): {path} does not exist")
-    if _is_image(images) and labels.is_file():
+    if is_image(images) and labels.is_file():
         return [(images, labels)], []
-    image_files = [images] if _is_image(images) else _listed(images, _is_image, "images")
+    image_files = [images] if is_image(images) else _listed(images, is_image, "images")
     label_files = [labels] if labels.is_file() else _label_files(labels, images)
     annotation_of: dict[Path, Path] = {}
     for file in label_files:
@@ -165,7 +165,8 @@ def pair_annotations(images: str | Path, labels: str | Path) -> tuple[list[tuple
     return pairs, [image for image in image_files if image not in annotation_of]
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file or OME-Zarr folder may be an image, by its ending."""
     return is_ome_zarr(path) if path.is_dir() else path.suffix.lower() in SLIDE_ENDINGS
 
 
@@ -174,7 +175,7 @@ def _is_labels(path: Path) -> bool:
 
 
 def _label_files(folder: Path, images: Path) -> list[Path]:
-    if folder.is_dir() and folder.samefile(images.parent if _is_image(images) else images):
+    if folder.is_dir() and folder.samefile(images.parent if is_image(images) else images):
         return _listed(folder, is_geojson, "GeoJSON files beside the images")
     return _listed(folder, _is_labels, "label images or GeoJSON files")
 
@@ -196,7 +197,7 @@ def _image_of(file: Path, image_files: Sequence[Path], images: Path) -> Path | N
             f"pair_annotations(): {file} may belong to {found[0].name} or {found[1].name}; name it {found[0].name}"
             f"{file.suffix} or take one image away"
         )
-    if not found and images.is_dir() and not _is_image(images):
+    if not found and images.is_dir() and not is_image(images):
         raise ValueError(
             f"pair_annotations(): {file} is named like no image in {images}; name each annotation as its image (the "
             f"first is {image_files[0].name})"
@@ -318,7 +319,7 @@ def _with_outlines(image: Path, file: Path, level: Level, shape: tuple[int, int]
     """Outlines in pixels of the finest level, whose size is `shape`."""
     outlines = read_objects(file, nuclei=True)
     _check_inside(outlines, shape, file, image)
-    scaled = [_scaled(outline, level.downsample) for outline in outlines]
+    scaled = [outline.scaled(*(1 / n for n in level.downsample)) for outline in outlines]
     largest = LARGEST_UM2 / np.prod(level.um_per_px or (1.0, 1.0))
     nuclei = [o for o in scaled if not (o.found or (o.class_name or "").endswith("*") or o.area > largest)]
     boxes = _boxes(nuclei)
@@ -326,7 +327,7 @@ def _with_outlines(image: Path, file: Path, level: Level, shape: tuple[int, int]
     def labels_of(region: Rectangle) -> Labels:
         low, high = np.array((region.left, region.top)), np.array((region.right, region.bottom))
         meeting = np.flatnonzero(((boxes[:, 0] < high) & (boxes[:, 1] > low)).all(axis=1))
-        return rasterise([_moved(nuclei[i], -low) for i in meeting], region.shape)
+        return rasterise([nuclei[i].shifted(-region.top, -region.left) for i in meeting], region.shape)
 
     touched = np.zeros(_cells(level), bool)
     for low, high in (boxes / CELL).clip(0).astype(int):
@@ -353,12 +354,3 @@ def _boxes(outlines: Sequence[Outline]) -> NDArray[np.float64]:
     """Least and largest (x, y) of each outline, shape (N, 2, 2)."""
     points = [np.concatenate([ring for rings in o.polygons for ring in rings]) for o in outlines]
     return np.array([(p.min(axis=0), p.max(axis=0)) for p in points]).reshape(-1, 2, 2)
-
-
-def _scaled(outline: Outline, downsample: tuple[float, float]) -> Outline:
-    size = np.array(downsample[::-1])
-    return replace(outline, polygons=tuple(tuple(ring / size for ring in rings) for rings in outline.polygons))
-
-
-def _moved(outline: Outline, by: NDArray[np.int_]) -> Outline:
-    return replace(outline, polygons=tuple(tuple(ring + by for ring in rings) for rings in outline.polygons))
