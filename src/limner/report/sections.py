@@ -25,7 +25,7 @@ from limner.report.section_pixels import (
 from limner.volume import LabelMap, Volume
 
 COLOUR_MAP = "inferno"  # perceptually uniform: equal steps of uncertainty look equal
-_MOST_STRUCTURES = 65535  # a page numbers them in 16 bit
+MOST_STRUCTURES = 65535  # a page numbers them in 16 bit
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def structures_of(maps: Sequence[LabelMap], more: Iterable[int] = ()) -> list[St
     ]
 
 
-def check_structures(caller: str, structures: Sequence[Structure]) -> None:
-    """Raise ValueError, in the name of `caller`, where there are more structures than a page can number."""
-    if len(structures) - 1 > _MOST_STRUCTURES:
-        raise ValueError(f"{caller}: {len(structures) - 1} structures; a report holds {_MOST_STRUCTURES} at most")
+def check_structures(caller: str, structures: Sequence[Structure], most: int = MOST_STRUCTURES) -> None:
+    """Raise ValueError, in the name of `caller`, where there are more than `most` structures besides background."""
+    if len(structures) - 1 > most:
+        raise ValueError(f"{caller}: {len(structures) - 1} structures; a report holds {most} at most")
 
 
 def viewer_data(images: Volume, structures: Sequence[Structure], size: tuple[int, int]) -> dict[str, Any]:
