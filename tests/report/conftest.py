@@ -1,4 +1,4 @@
-"""A small completed stack, a batch of segmented images, their reports, and a browser to open it in."""
+"""A completed stack, organs from a few strokes, a batch of images, their reports, and a browser to open them in."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from limner.annotations import Scribbles
 from limner.report.nuclei import ImageReport, NucleiReport, View, write_nuclei_report
+from limner.report.scribbles import OrganRow, ScribblesReport, write_scribbles_report
 from limner.report.stack import StackReport, write_stack_report
 from limner.space import Space
 from limner.volume import Label, LabelMap, Volume
@@ -100,15 +102,71 @@ def browser() -> Iterator[Any]:
     driver.quit()
 
 
-@pytest.fixture
-def viewer(browser: Any, page: Path) -> Iterator[Viewer]:
-    """The report, freshly opened; whatever the test did, the browser must have had nothing to complain of."""
+def opened(browser: Any, page: Path, first: int) -> Iterator[Viewer]:
+    """A page, freshly opened at section `first`; whatever the test did, the browser must have no complaint."""
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})  # whatever the last test asked for
     browser.get(page.as_uri())
-    opened = Viewer(browser)
-    opened.shows(3)
-    yield opened
+    viewer = Viewer(browser)
+    viewer.shows(first)
+    yield viewer
     assert browser.get_log("browser") == []
+
+
+@pytest.fixture
+def viewer(browser: Any, page: Path) -> Iterator[Viewer]:
+    """The report of the completed stack."""
+    yield from opened(browser, page, 3)
+
+
+@pytest.fixture(scope="session")
+def scribbles_report() -> ScribblesReport:
+    """Five black sections of 24 x 36 pixels, twice as wide as high; 1 and 4 are drawn on.
+
+    The left half of every section is an organ with an unfriendly name, the right half from row 8 on another; rows 0 to
+    7 of the right half are background. On sections 1 and 4 a stroke of one pixel runs along row 4, columns 20 to 33, of
+    background; on section 1 one of two pixels, rows 12 and 13, columns 4 to 13, of organ 1; on section 4 pixel (16, 30)
+    of organ 2. Uncertainty is 0.5 in the left half of section 2, 0.1 in those of the others.
+    """
+    shape = (5, 24, 36)
+    space = Space(shape=shape, spacing=(0.5, 0.1, 0.2))
+    labels = np.zeros(shape, np.uint8)
+    labels[:, :, :18] = 1
+    labels[:, 8:, 18:] = 2
+    truth = labels.copy()
+    truth[:, 20:, :18] = 2
+    uncertainty = np.zeros(shape, np.float32)
+    uncertainty[:, :, :18] = np.array([0.1, 0.1, 0.5, 0.1, 0.1])[:, None, None]
+    marks = np.zeros(shape, np.uint8)
+    marks[[1, 4], 4, 20:34] = 1
+    marks[1, 12:14, 4:14] = 2
+    marks[4, 16, 30] = 3
+    table = {1: Label(EVIL_NAME, (200, 40, 40)), 2: Label("Heart & co", (40, 90, 200))}
+    scores = {"precision": 0.9, "recall": 0.8, "f1": 0.847, "iou": float("nan")}
+    return ScribblesReport(
+        title="Embryo <3>",
+        images=Volume(np.zeros(shape, np.uint8), space),
+        labels=LabelMap(labels, space, table),
+        uncertainty=uncertainty,
+        scribbles=Scribbles.from_marks(LabelMap(marks, space)),
+        organs=(OrganRow(1, 21.6, (20.5, 23.0), scores), OrganRow(2, 14.4, (13.0, 1500.0))),
+        suggestions=(2, 4),
+        settings={"gamma": 2.0},
+        truth=LabelMap(truth, space, table),
+        notes=("Few strokes",),
+    )
+
+
+@pytest.fixture(scope="session")
+def scribbles_page(scribbles_report: ScribblesReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "embryo.html"
+    write_scribbles_report(path, scribbles_report)
+    return path
+
+
+@pytest.fixture
+def scribbles_viewer(browser: Any, scribbles_page: Path) -> Iterator[Viewer]:
+    """The report of organs from scribbles."""
+    yield from opened(browser, scribbles_page, 2)
 
 
 @pytest.fixture(scope="session")

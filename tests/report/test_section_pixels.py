@@ -9,6 +9,7 @@ from limner.report.section_pixels import (
     grey_range,
     pack_image,
     pack_labels,
+    pack_strokes,
     pack_uncertainty,
     shown_size,
     surround_colour,
@@ -31,6 +32,15 @@ def test_labels_come_back_exactly():
 def test_smaller_labels_are_nearest_pixels_and_never_mixed():
     labels = np.kron([[1, 200], [30, 4]], np.ones((50, 50), int))
     np.testing.assert_array_equal(unpack(pack_labels(labels, (2, 2)), "<u2", (2, 2)), [[1, 200], [30, 4]])
+
+
+def test_a_stroke_of_one_pixel_survives_where_sections_are_shown_smaller():
+    strokes = np.zeros((40, 60), int)
+    strokes[7, 20:50], strokes[:, 3], strokes[33, 41] = 1, 2, 300
+    np.testing.assert_array_equal(unpack(pack_strokes(strokes, (40, 60)), "<u2", (40, 60)), strokes)
+    expected = strokes.reshape(4, 10, 6, 10).max(axis=(1, 3))
+    np.testing.assert_array_equal(unpack(pack_strokes(strokes, (4, 6)), "<u2", (4, 6)), expected)
+    assert set(np.unique(expected)) == {0, 1, 2, 300}
 
 
 def test_uncertainty_is_kept_to_a_hundredth_and_averaged_over_areas():
