@@ -1,8 +1,8 @@
 """The random walker: from strokes to the chance that each voxel belongs to each class.
 
-A walker steps from voxel to voxel, hardly ever across an edge of the image. The chance that it meets a stroke of class l
-before any other is smooth where the image is, falls where the image has an edge, and is 1/2 about midway where nothing
-tells: the soft sibling of the graph cut, of the same neighbours. It minimises
+A walker steps from voxel to voxel, hardly ever across an edge of the image. The chance that it meets a stroke of class
+l before any other is smooth where the image is, falls where the image has an edge, and is 1/2 about midway where
+nothing tells: the soft sibling of the graph cut, of the same neighbours. It minimises
 
     E(p) = sum over neighbours a_vw w_vw (p_v - p_w)^2 + lam * sum over voxels (p_v - h_v)^2,
     w_vw = exp(-(x_v - x_w)^2 / s^2) + delta
@@ -21,7 +21,7 @@ https://doi.org/10.1109/CVPR.2005.239. Departure: delta, without which hard edge
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ def random_walker(
     for name, given in (("prior", prior), ("start", start)):
         if given is not None and given.shape != shape:
             raise ValueError(f"random_walker(): {name} has shape {given.shape}; give {shape}, a map for each class")
-    used = options if prior is not None else WalkerOptions(options.contrast, options.delta, 0.0, options.tolerance)
+    used = options if prior is not None else replace(options, prior_weight=0.0)
     chances = _solve(levels, marks, spacing, used, prior, start)
     return np.divide(chances, chances.sum(axis=0), out=chances)
 
@@ -134,7 +134,7 @@ def _solve(
     prior: NDArray[np.floating[Any]] | None,
     start: NDArray[np.floating[Any]] | None,
 ) -> NDArray[np.float32]:
-    """Each class by itself; of two classes the second is what the first leaves. Begins with a coarser grid's solution."""
+    """Each class by itself, of two the second as what the first leaves; begins with a coarser grid's solution."""
     n_classes = int(marks.max())
     steps = tuple(2 if n >= SMALLEST else 1 for n in marks.shape)
     if start is None and max(steps) > 1:
@@ -234,7 +234,7 @@ def _enlarged(chances: NDArray[np.float32], steps: tuple[int, ...], shape: tuple
     return chances[:, : shape[0], : shape[1], : shape[2]]
 
 
-@njit(cache=True, parallel=True, fastmath=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, parallel=True, fastmath=True)
 def _apply(p, diagonal, joins, free, product):  # type: ignore[no-untyped-def]
     """The matrix times p where voxels are free, else 0; gives the scalar product of that with p."""
     n_z, n_y, n_x = p.shape
@@ -265,9 +265,9 @@ def _apply(p, diagonal, joins, free, product):  # type: ignore[no-untyped-def]
     return sums.sum()
 
 
-@njit(cache=True, parallel=True, fastmath=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, parallel=True, fastmath=True)
 def _advance(p, residual, direction, product, diagonal, step):  # type: ignore[no-untyped-def]
-    """A step along the direction; gives the new residual's square in the preconditioner's norm and its largest entry."""
+    """A step along the direction; gives the square of the new residual, preconditioned, and its largest entry."""
     n_z, n_y, n_x = p.shape
     sums = np.zeros(n_z)
     largest = np.zeros(n_z)
@@ -286,7 +286,7 @@ def _advance(p, residual, direction, product, diagonal, step):  # type: ignore[n
     return sums.sum(), largest.max()
 
 
-@njit(cache=True, parallel=True, fastmath=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, parallel=True, fastmath=True)
 def _turn(direction, residual, diagonal, ratio):  # type: ignore[no-untyped-def]
     for z in prange(direction.shape[0]):
         for y in range(direction.shape[1]):
