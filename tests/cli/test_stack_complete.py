@@ -26,6 +26,7 @@ import limner.cli.demo
 import limner.cli.stack_complete
 from limner.annotations import SectionLabels
 from limner.cli import main
+from limner.io.ome_zarr import save_ome_zarr
 from limner.volume import LabelMap, Volume
 
 SPACING = (0.05, 0.02, 0.01)
@@ -635,6 +636,27 @@ def test_a_folder_with_other_files_is_left_alone(
     assert main(command(data, "--overwrite")) == 2
     assert tree(out) == {"labels.nii.gz": b"mine"}
     assert method.calls == 0
+
+
+@pytest.mark.usefixtures("method")
+def test_ome_zarr_and_geojson_are_taken_too(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is hashed of them is all their files."""
+    save_ome_zarr(data / "images.ome.zarr", pixels(), SPACING)
+    save_ome_zarr(data / "labels.ome.zarr", sparse(), SPACING, table={})
+    arguments = command(data, images="images.ome.zarr", labels="labels.ome.zarr")
+    assert [main(arguments), main(arguments)] == [0, 0]
+    assert "is already complete." in capsys.readouterr().out
+    assert list(record(data)["inputs"]["images"]) == ["images.ome.zarr"]
+    folders(data)
+    (data / "outlines").rename(data / "pictures")
+    (data / "outlines").mkdir()
+    square = [[[5, 5], [15, 5], [15, 15], [5, 15], [5, 5]]]
+    outline = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": square}, "properties": {}}
+    (data / "outlines" / "s3.geojson").write_text(json.dumps([outline]))
+    options = ("--spacing", "0.05,0.02,0.01", "-o", str(data.parent / "again"))
+    assert main(command(data, *options, images="sections", labels="outlines")) == 0
+    values = json.loads((data.parent / "again" / "run.json").read_text())
+    assert list(values["inputs"]["labels"]) == ["s3.geojson"]
 
 
 # --- the demo --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The images that a command is given: one file, one OME-Zarr, or a folder of them."""
+"""The images that a command is given: one file, one OME-Zarr, or a folder of them; and hashes of what it is given."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from limner.io import names_read
 from limner.io.annotated_images import is_image
+from limner.io.geojson_sections import holds_geojson
 from limner.io.ome_zarr import is_ome_zarr
 from limner.io.sections import natural_key
 from limner.io.slide import SLIDE_ENDINGS
-from limner.run_record import content_key, hash_file
+from limner.run_record import content_key, hash_file, hash_inputs
 
 
 def list_images(path: Path) -> list[Path]:
@@ -64,3 +66,10 @@ def hash_image(path: Path) -> str:
         return hash_file(path)
     files = sorted(p for p in path.rglob("*") if p.is_file())
     return content_key([(p.relative_to(path).as_posix(), hash_file(p)) for p in files])
+
+
+def hash_stack(path: Path) -> dict[str, str]:
+    """SHA-256 of a stack, its labels or another file, by name: of what is read of it, and of an OME-Zarr as a whole."""
+    if is_ome_zarr(path):
+        return {path.name: hash_image(path)}
+    return hash_inputs(path) if holds_geojson(path) else hash_inputs(path, names_read(path))

@@ -16,16 +16,17 @@ from limner.annotations import SectionLabels
 from limner.cli.arguments import Indices, SectionAxis, Spacing
 from limner.cli.device import find_device
 from limner.cli.evaluate import print_score
+from limner.cli.image_files import hash_stack
 from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
 from limner.cli.stack_results import report_of, write_results
 from limner.completion import Completion
-from limner.io import names_read, read, read_labels
+from limner.io import read, read_labels
 from limner.io.tissues import read_tissues
 from limner.methods.stack_completion import ALGORITHM, Settings, complete
 from limner.metrics.pixels import StackScore, score_stack
 from limner.networks.fcn_vgg import check_vgg16_weights
-from limner.run_record import RunRecord, hash_inputs
+from limner.run_record import RunRecord
 from limner.volume import Volume
 
 NONE = "(default: none)"
@@ -219,7 +220,7 @@ def new_record(command: StackComplete, stack: Stack, command_line: Sequence[str]
     return RunRecord(
         command=tuple(command_line),
         settings=settings,
-        inputs={name: hash_inputs(path, names_read(path)) for name, path in given.items() if path is not None},
+        inputs={name: hash_stack(path) for name, path in given.items() if path is not None},
         options=options,
         device=stack.device,
         seed=command.settings.seed,
