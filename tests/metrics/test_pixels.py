@@ -21,6 +21,7 @@ from limner.metrics.pixels import (
     evaluation_mask,
     expected_calibration_error,
     mean_dice,
+    overlap_per_label,
     score_stack,
 )
 from limner.space import Space
@@ -232,3 +233,21 @@ def test_stack_score_refuses_what_does_not_fit() -> None:
         score_stack(predicted, truth, [], 1)
     with pytest.raises(ValueError, match="within_mm is -1"):
         score_stack(predicted, truth, [0], -1)
+
+
+def test_overlap_counts_pixels_by_hand() -> None:
+    truth = np.array([[1, 1, 1, 1, 0, 0, 2, 0]])
+    found = np.array([[1, 1, 1, 0, 1, 1, 0, 0]])
+    scores = overlap_per_label(found, truth, [1, 2, 3])
+    assert scores[1] == {"precision": 3 / 5, "recall": 3 / 4, "f1": 6 / 9, "iou": 3 / 6}
+    assert scores[2]["recall"] == scores[2]["iou"] == 0
+    assert math.isnan(scores[2]["precision"])
+    assert all(math.isnan(score) for score in scores[3].values())
+    with pytest.raises(ValueError, match=r"overlap_per_label\(\): predicted has shape \(1, 8\), truth \(8,\)"):
+        overlap_per_label(found, truth[0], [1])
+
+
+def test_f1_of_overlap_is_dice() -> None:
+    found, truth = random_labels(0), random_labels(1)
+    scores = overlap_per_label(found, truth, [1, 2, 40, 65000])
+    assert {label: score["f1"] for label, score in scores.items()} == pytest.approx(dice_per_label(found, truth))

@@ -171,6 +171,54 @@ def _dice_of(labels: Labels, counts: Labels) -> dict[int, float]:
     return {int(label): float(2 * both[i] / sizes[i]) for i, label in enumerate(labels) if label > 0 and sizes[i] > 0}
 
 
+def overlap_per_label(predicted: Labels, truth: Labels, labels: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Precision, recall, F1 and IoU of some labels over all pixels.
+
+    Parameters
+    ----------
+    predicted, truth : ndarray of int
+        Same shape.
+    labels : sequence of int
+        The structures to score.
+
+    Returns
+    -------
+    dict of int to dict of str to float
+        By label ``precision``, ``recall``, ``f1`` (the Dice coefficient) and ``iou``, in [0, 1]; NaN where there is
+        nothing to divide by: precision of what was not found, recall of what is not there.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> overlap_per_label(np.array([1, 1, 0, 1]), np.array([1, 1, 1, 0]), [1])[1]["iou"]
+    0.5
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(
+            f"overlap_per_label(): predicted has shape {predicted.shape}, truth {truth.shape}; give labels of one grid"
+        )
+    scores = {}
+    for label in labels:
+        found, true = predicted == label, truth == label
+        n_found, n_true = int(np.count_nonzero(found)), int(np.count_nonzero(true))
+        both = int(np.count_nonzero(found & true))
+        scores[label] = {
+            "precision": _share(both, n_found),
+            "recall": _share(both, n_true),
+            "f1": _share(2 * both, n_found + n_true),
+            "iou": _share(both, n_found + n_true - both),
+        }
+    return scores
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
 def mean_dice(scores: Mapping[int, float]) -> float:
     """Mean over structures, each counted once whatever its size; NaN entries are skipped, NaN when none is left.
 
