@@ -16,6 +16,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from limner.checkpoint import Checkpoint
 from limner.cli.device import find_device
 from limner.cli.image_files import hash_image
+from limner.cli.model_output import check_model_path, thinned
 from limner.cli.progress import Report, progress_on
 from limner.io.annotated_images import LARGEST_UM2, MOST_REGIONS, AnnotatedImage, open_annotated, pair_annotations
 from limner.methods.partial_nuclei import (
@@ -34,9 +35,7 @@ from limner.networks.nuclei_unet import NucleiUNet
 from limner.run_record import content_key, hash_file, package_versions, to_plain, utc_now
 
 NONE = "(default: none)"
-ENDING = ".safetensors"
 ALGORITHM = 1  # raised with every change that alters training: one that was stopped before it then starts anew
-LOSSES_KEPT = 100
 MOST_REGIONS_IN_ALL = 256  # of all images: with the weights of training two gigabytes
 LARGEST_VALIDATION = 2**25  # pixels: it is scored in memory
 
@@ -158,13 +157,7 @@ class Inputs:
 def check_options(command: NucleiFit) -> None:
     """Raise ValueError for an option that cannot be, before anything is read."""
     command.settings.check()
-    output = command.output
-    if output.suffix != ENDING:
-        raise ValueError(f"--output: {output} does not end in {ENDING}; name the model {output.stem}{ENDING}")
-    if output.exists() and not command.overwrite:
-        raise ValueError(f"--output: {output} exists; name another file or add --overwrite")
-    if output.is_dir():
-        raise ValueError(f"--output: {output} is a folder; name a file")
+    check_model_path(command.output, command.overwrite)
     size = command.um_per_px
     if size is not None and not 0 < size < math.inf:
         raise ValueError(f"--um-per-px: {size} is no pixel size; give micrometres above 0")
@@ -287,18 +280,6 @@ def score(network: NucleiUNet, given: Inputs, settings: Settings, report: Report
         scores.append(score_objects(found, image.labels_of(image.whole)))
         report("validation", done, len(given.validation))
     return summarise(scores) if scores else None
-
-
-def thinned(losses: Sequence[float]) -> list[float]:
-    """Means of up to `LOSSES_KEPT` runs of steps of nearly equal length.
-
-    Examples
-    --------
-    >>> thinned([1.0, 2.0]), len(thinned([0.5] * 250))
-    ([1.0, 2.0], 100)
-    """
-    parts = np.array_split(np.asarray(losses), min(LOSSES_KEPT, len(losses)))
-    return [float(part.mean()) for part in parts]
 
 
 def print_result(losses: Sequence[float], scores: ObjectSummary | None) -> None:

@@ -1,0 +1,46 @@
+"""What commands that train a model share: where it may be written, and how much of its course is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+ENDING = ".safetensors"
+LOSSES_KEPT = 100
+
+
+def check_model_path(output: Path, overwrite: bool) -> None:
+    """Refuse a file that a model cannot or may not be written to.
+
+    Parameters
+    ----------
+    output : Path
+        Where the model is to go.
+    overwrite : bool
+        Whether the user allowed to replace what is there.
+
+    Raises
+    ------
+    ValueError
+        If it has another ending, is a folder, or exists and may not be replaced.
+    """
+    if output.suffix != ENDING:
+        raise ValueError(f"--output: {output} does not end in {ENDING}; name the model {output.stem}{ENDING}")
+    if output.is_dir():
+        raise ValueError(f"--output: {output} is a folder; name a file")
+    if output.exists() and not overwrite:
+        raise ValueError(f"--output: {output} exists; name another file or add --overwrite")
+
+
+def thinned(losses: Sequence[float]) -> list[float]:
+    """Means of up to `LOSSES_KEPT` runs of steps of nearly equal length.
+
+    Examples
+    --------
+    >>> thinned([1.0, 2.0]), len(thinned([0.5] * 250))
+    ([1.0, 2.0], 100)
+    """
+    parts = np.array_split(np.asarray(losses), min(LOSSES_KEPT, len(losses)))
+    return [float(part.mean()) for part in parts]
