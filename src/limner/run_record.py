@@ -244,6 +244,10 @@ class RunRecord:
         and what was found; or only ``problem``, why there is nothing.
     calibration, scores : mapping
         Calibration of the uncertainty; scores against the truth where one was given.
+    organs : mapping of str to mapping
+        For each organ found from scribbles, by its label: name, volume and interval in mm3.
+    chosen : mapping
+        Settings that the run chose itself where none was given, and what they were chosen by.
     suggestions : tuple of int
         Sections that would help most if labelled next.
     summary : str
@@ -282,6 +286,8 @@ class RunRecord:
     images: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calibration: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
+    organs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
     suggestions: tuple[int, ...] = ()
     summary: str = ""
     notes: tuple[str, ...] = ()

@@ -10,7 +10,8 @@ from pathlib import Path
 from limner.run_record import RunRecord, Store, differing_settings, hash_file, read_record, write_record
 
 RECORD = "run.json"
-RESULTS = ("labels", "uncertainty", "probabilities", "structures", "objects", "report")  # without their endings
+# without their endings
+RESULTS = ("labels", "uncertainty", "probabilities", "heat_maps", "structures", "objects", "volumes", "report")
 
 
 @dataclass(frozen=True)
