@@ -1,4 +1,5 @@
-"""The command line: ``limner stack complete``, ``nuclei fit|segment``, ``evaluate labels|objects``, ``info``, ``demo``.
+"""The command line: ``limner stack complete``, ``scribbles fit|segment``, ``nuclei fit|segment``,
+``evaluate labels|objects``, ``info``, ``demo``.
 
 Each command is a frozen dataclass in a room of its own, whose fields become its options and whose `run` does the work.
 What a command needs is imported when it is run, so that ``limner -h`` answers at once.
@@ -6,6 +7,7 @@ What a command needs is imported when it is run, so that ``limner -h`` answers a
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -19,15 +21,26 @@ DESCRIPTION = (
 )
 HELP = {
     "stack": "Stacks of sections of which some are labelled.",
-    "complete": "Label every section of a stack of which some sections are labelled.",
+    "stack complete": "Label every section of a stack of which some sections are labelled.",
+    "scribbles": "Organs in 3D from a few strokes on a few sections.",
+    "scribbles fit": "Train a model on volumes in which organs are labelled in full.",
+    "scribbles segment": "Make organs in 3D of strokes, with or without a trained model.",
     "nuclei": "Nuclei of H&E images of which some are outlined.",
-    "fit": "Train a model to find all nuclei on images of which some are outlined.",
-    "segment": "Find all nuclei on images or whole slides with a trained model.",
+    "nuclei fit": "Train a model to find all nuclei on images of which some are outlined.",
+    "nuclei segment": "Find all nuclei on images or whole slides with a trained model.",
     "evaluate": "Compare results with the truth.",
-    "labels": "Accuracy and Dice of a labelled stack against the truth.",
-    "objects": "AJI, panoptic quality and F1 of objects, cells or nuclei, against the true ones.",
+    "evaluate labels": "Accuracy and Dice of a labelled stack against the truth.",
+    "evaluate objects": "AJI, panoptic quality and F1 of objects, cells or nuclei, against the true ones.",
     "info": "What a file or folder of images or labels holds.",
     "demo": "Complete the sample stack, and score the result against the labels withheld from it.",
+}
+# commands whose settings come from a method, which imports torch: where their classes live
+METHODS = {
+    "stack complete": ("stack_complete", "StackComplete"),
+    "scribbles fit": ("scribbles_fit", "ScribblesFit"),
+    "scribbles segment": ("scribbles_segment", "ScribblesSegment"),
+    "nuclei fit": ("nuclei_fit", "NucleiFit"),
+    "nuclei segment": ("nuclei_segment", "NucleiSegment"),
 }
 
 
@@ -89,16 +102,16 @@ def _parse(arguments: list[str]) -> Command:
     from limner.cli.info import Info
 
     # the command that is asked for explains itself by its class's docstring, in full
-    help_of: dict[str, str | None] = {name: None if name in arguments[:2] else text for name, text in HELP.items()}
-    stack, nuclei, evaluate, top = SubcommandApp(), SubcommandApp(), SubcommandApp(), SubcommandApp()
-    stack.command(name="complete", help=help_of["complete"])(_stack_complete(arguments))
-    nuclei.command(name="fit", help=help_of["fit"])(_nuclei_fit(arguments))
-    nuclei.command(name="segment", help=help_of["segment"])(_nuclei_segment(arguments))
-    evaluate.command(name="labels", help=help_of["labels"])(EvaluateLabels)
-    evaluate.command(name="objects", help=help_of["objects"])(EvaluateObjects)
-    top.command(stack, name="stack", help=HELP["stack"])
-    top.command(nuclei, name="nuclei", help=HELP["nuclei"])
-    top.command(evaluate, name="evaluate", help=HELP["evaluate"])
+    asked = " ".join(arguments[:2])
+    help_of = {name: None if asked == name or arguments[:1] == [name] else text for name, text in HELP.items()}
+    classes = {"evaluate labels": EvaluateLabels, "evaluate objects": EvaluateObjects}
+    groups = {name.split()[0]: SubcommandApp() for name in HELP if " " in name}
+    top = SubcommandApp()
+    for name in (name for name in HELP if " " in name):
+        group, own = name.split()
+        groups[group].command(name=own, help=help_of[name])(classes.get(name) or _when_asked(name, asked))
+    for group, app in groups.items():
+        top.command(app, name=group, help=HELP[group])
     top.command(name="info", help=help_of["info"])(Info)
     top.command(name="demo", help=help_of["demo"])(Demo)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
@@ -106,31 +119,12 @@ def _parse(arguments: list[str]) -> Command:
     return command
 
 
-def _stack_complete(arguments: Sequence[str]) -> Any:
+def _when_asked(name: str, asked: str) -> Any:
     """The command's class, or where another command is asked for something with its name and no options."""
-    if list(arguments[:2]) != ["stack", "complete"]:
+    if name != asked:
         return lambda: None
-    from limner.cli.stack_complete import StackComplete  # its settings come from the method, which imports torch
-
-    return StackComplete
-
-
-def _nuclei_fit(arguments: Sequence[str]) -> Any:
-    """As `_stack_complete`."""
-    if list(arguments[:2]) != ["nuclei", "fit"]:
-        return lambda: None
-    from limner.cli.nuclei_fit import NucleiFit
-
-    return NucleiFit
-
-
-def _nuclei_segment(arguments: Sequence[str]) -> Any:
-    """As `_stack_complete`."""
-    if list(arguments[:2]) != ["nuclei", "segment"]:
-        return lambda: None
-    from limner.cli.nuclei_segment import NucleiSegment
-
-    return NucleiSegment
+    module, command = METHODS[name]
+    return getattr(importlib.import_module(f"limner.cli.{module}"), command)
 
 
 def _version() -> str:

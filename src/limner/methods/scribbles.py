@@ -234,12 +234,13 @@ class Grid:
         return _blocks(full[..., None], self.factor).max(axis=(2, 4))[..., 0]
 
     def enlarged(self, maps: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Maps (L, Y, X) of one section at the images' own size, linear between pixels."""
+        """Maps (L, Y, X) in [0, 1] of one section at the images' own size, linear between pixels."""
         if self.factor == 1:
             return maps.astype(np.float32)
         size = [self.factor * n for n in maps.shape[1:]]
         large = F.interpolate(torch.from_numpy(maps.astype(np.float32))[None], size=size, mode="bilinear")[0]
-        return large[:, : self.full_shape[1], : self.full_shape[2]].numpy()
+        # weights of the interpolation may add up to a little more than 1
+        return large[:, : self.full_shape[1], : self.full_shape[2]].clamp(0, 1).numpy()
 
     def inputs(self, sections: slice | Sequence[int], located: bool) -> Tensor:
         """What the network sees of some sections, (n, C, Y, X): levels in [0, 1] and, if `located`, z, y and x."""
