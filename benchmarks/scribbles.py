@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scribble_cases import MOUSE_MRI, Case, mouse_mri, mouse_stack, scores
 
 from limner.annotations import Scribbles
 from limner.graph_cut import CutOptions
 from limner.methods.scribbles import LabelledVolume, Model, Session, Settings, fit, from_model, to_model
 from limner.model_file import read_model
 from limner.run_record import machine, package_versions
+from scribble_cases import MOUSE_MRI, Case, mouse_mri, mouse_stack, scores
 
 TRAINED, TESTED = slice(0, 10), slice(10, 15)
 MODEL_STEPS = 600
@@ -97,10 +97,18 @@ def ladder(case: Case, strokes: Scribbles, model: Model | None) -> Iterator[dict
     yield row(case, "+ random walker", session.segment(strokes).heat_maps[1] > 0.5, session.seconds)
     session.settings = replace(session.settings, gamma=None)
     result = session.segment(strokes)
-    yield row(case, "+ graph cut", result.labels.labels > 0, session.seconds, cut=vars(result.cut), chosen=result.chosen)
+    yield row(
+        case, "+ graph cut", result.labels.labels > 0, session.seconds, cut=vars(result.cut), chosen=result.chosen
+    )
     for gamma in (0.1, 0.3, 1.0, 3.0):
         session.settings = replace(session.settings, gamma=gamma)
-        yield row(case, f"+ graph cut, gamma {gamma:g}", session.segment(strokes).labels.labels > 0, {}, cut=vars(CutOptions(gamma)))
+        yield row(
+            case,
+            f"+ graph cut, gamma {gamma:g}",
+            session.segment(strokes).labels.labels > 0,
+            {},
+            cut=vars(CutOptions(gamma)),
+        )
 
 
 def network_heat(session: Session, strokes: Scribbles) -> NDArray[np.float32]:
@@ -116,7 +124,12 @@ def _without_metric(session: Session, strokes: Scribbles) -> NDArray[np.float32]
 
 def row(case: Case, name: str, found: NDArray[np.bool_], seconds: dict[str, float], **more: Any) -> dict[str, Any]:
     """Scores of one step."""
-    result = {"step": name, **scores(found, case.truth), "seconds": {k: round(v, 2) for k, v in seconds.items()}, **more}
+    result = {
+        "step": name,
+        **scores(found, case.truth),
+        "seconds": {k: round(v, 2) for k, v in seconds.items()},
+        **more,
+    }
     print(case.name, case.organ, name, f"IoU {result['iou']:.3f}", flush=True)
     return result
 
