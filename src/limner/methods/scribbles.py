@@ -59,6 +59,7 @@ MAGNIFICATIONS = (1, 2, 4, 8)
 UNKNOWN = -1
 GAMMAS = (0.0, 0.3, 1.0, 3.0)
 MOST_LEFT_OUT = 6  # sections, to choose gamma
+SAMPLED_SECTIONS, SAMPLED_PIXELS = 60, 15_000  # of the volumes that a model was trained on
 Progress = Callable[[str, int, int], None]
 
 
@@ -80,7 +81,7 @@ class Settings:
     """Highest learning rate of the network (paper: 1e-3); falls along a cosine."""
     patch: int = 256
     """Largest side of what is trained on at once, pixels; larger sections are cut."""
-    sure: float = 0.95
+    sure: float = 0.8
     """Chance from which on a random walker's class is trained on where nothing was drawn; 1: strokes alone."""
     metric_learning: bool = True
     """Metric learning before the 1 x 1 layer; without it that layer's embedding is trained together with it."""
@@ -95,7 +96,7 @@ class Settings:
     walker_contrast: float = 8.0
     """Grey levels (of 256) between two pixels that a random walker seldom crosses."""
     prior_weight: float | None = None
-    """How far the walker follows the heat maps; None: 0.01, with a model 0.3."""
+    """How far the walker follows the heat maps; None: 0.3 with a model, else 0, and no network is trained."""
     gamma: float | None = None
     """Smoothness of the graph cut; None: chosen by leaving out strokes."""
     contrast: float | None = None
@@ -139,12 +140,30 @@ class LabelledVolume:
 
 @dataclass(frozen=True)
 class Model:
-    """A network trained on other volumes, at a pixel size, for `n_classes` classes with `names` of the organs."""
+    """A network trained on other volumes.
+
+    Parameters
+    ----------
+    network : MultiFieldUNet
+        In evaluation.
+    settings : Settings
+        It was trained with.
+    n_classes : int
+        Background and organs.
+    um_per_px : float
+        Pixel size it works at, micrometres.
+    features, labels : Tensor
+        Some pixels of the volumes, shape (N, C), and their classes, shape (N,): metric learning pairs these too.
+    names : tuple of str
+        Of the organs.
+    """
 
     network: MultiFieldUNet
     settings: Settings
     n_classes: int
     um_per_px: float
+    features: Tensor
+    labels: Tensor
     names: tuple[str, ...] = ()
 
 
@@ -388,7 +407,37 @@ def fit(
             sections.append((padded, known))
     network = build(settings, n_classes, grids[0].levels.shape[3])
     losses = train(network, sections, settings, device, progress)
-    return Model(network, settings, n_classes, float(np.mean([grid.um_per_px for grid in grids]))), losses
+    features, classes = _some_pixels(network, sections, settings, device)
+    um_per_px = float(np.mean([grid.um_per_px for grid in grids]))
+    return Model(network, settings, n_classes, um_per_px, features, classes), losses
+
+
+def _some_pixels(
+    network: MultiFieldUNet,
+    sections: Sequence[tuple[Tensor, NDArray[np.integer[Any]]]],
+    settings: Settings,
+    device: str,
+) -> tuple[Tensor, Tensor]:
+    """Features and classes of `SAMPLED_PIXELS` pixels, half of them from sections with an organ."""
+    draw = np.random.default_rng(settings.seed)
+    with_organ = [i for i, (_, labels) in enumerate(sections) if labels.max() > 0]
+    chosen = [*draw.choice(len(sections), SAMPLED_SECTIONS // 2), *draw.choice(with_organ, SAMPLED_SECTIONS // 2)]
+    features, classes = [], []
+    for i in chosen:
+        image, labels = sections[i]
+        known = np.flatnonzero(labels != UNKNOWN)
+        some = draw.choice(known, min(len(known), SAMPLED_PIXELS // SAMPLED_SECTIONS), replace=False)
+        seen = described(network, image[None].to(device))[0].flatten(1)[:, some]
+        features.append(seen.T.cpu())
+        classes.append(torch.from_numpy(labels.ravel()[some].astype(np.int64)))
+    return torch.cat(features), torch.cat(classes)
+
+
+@torch.no_grad()
+def described(network: MultiFieldUNet, image: Tensor) -> Tensor:
+    """Frozen features of sections: the layer before the last, and the logits; (B, C, Y, X) to (B, C', Y, X)."""
+    features = network.features(image)
+    return torch.cat([features, network.head(features)], dim=1)
 
 
 def train_on_strokes(
@@ -553,6 +602,12 @@ class Session:
                 )
         return cls(images, settings, grid, model, device, store, progress)
 
+    @property
+    def prior_weight(self) -> float:
+        """How far the walker follows the heat maps."""
+        given = self.settings.prior_weight
+        return given if given is not None else 0.0 if self.model is None else 0.3
+
     def heat_maps(self, scribbles: Scribbles, marks: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Heat maps of every section, (L, Z, Y, X) on the working grid: features, metric learning, 1 x 1 layer."""
         marks = self.grid.marks(scribbles) if marks is None else marks
@@ -587,13 +642,11 @@ class Session:
         self, marks: NDArray[np.int32], heat: NDArray[np.float32] | None, sections: slice = slice(None)
     ) -> NDArray[np.float32]:
         """Chances (L, Z, Y, X) of a random walker from the strokes of some sections; the heat maps are its prior."""
-        weight = self.settings.prior_weight
-        weight = (0.01 if self.model is None else 0.3) if weight is None else weight
-        options = WalkerOptions(contrast=self.settings.walker_contrast, prior_weight=weight)
+        options = WalkerOptions(contrast=self.settings.walker_contrast, prior_weight=self.prior_weight)
         start = None
         if sections == slice(None) and self._chances is not None and len(self._chances) == marks.max():
             start = self._chances
-        prior = None if heat is None or weight == 0 else heat[:, sections]
+        prior = None if heat is None else heat[:, sections]
         return random_walker(self.grid.levels[sections], marks[sections], self.grid.spacing, options, prior, start)
 
     def segment(self, scribbles: Scribbles) -> Segmentation:
@@ -601,13 +654,13 @@ class Session:
         marks = self.grid.marks(scribbles)
         _check_kept(scribbles, marks)
         began = time.monotonic()
-        heat = self.heat_maps(scribbles, marks)
+        heat = self.heat_maps(scribbles, marks) if self.prior_weight > 0 else None
         with self._timed("random walker"):
             self._chances = self.spread(marks, heat)
         with self._timed("choice of gamma"):
             options, chosen = self._options(marks, heat)
         with self._timed("graph cut"):
-            seeds = np.stack([marks == label + 1 for label in range(len(heat))])
+            seeds = np.stack([marks == label + 1 for label in range(len(self._chances))])
             levels = np.rint(self.grid.levels).astype(np.uint8)
             levels = levels[..., 0] if levels.shape[-1] == 1 else levels
             labels = cut_labels(self._chances, levels, self.grid.spacing, options, seeds)
@@ -632,25 +685,33 @@ class Session:
         network.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
         return network.eval()
 
-    @torch.no_grad()
     def _seen(self, network: MultiFieldUNet, z: int) -> dict[str, NDArray[Any]]:
         section = self.grid.inputs([z], located=self.model is None).to(self.device)
-        features = network.to(self.device).features(section)
-        logits = network.head(features)  # what the network thinks itself is a feature too
-        return {"features": torch.cat([features, logits], dim=1)[0].cpu().numpy().astype(np.float16)}
+        return {"features": described(network.to(self.device), section)[0].cpu().numpy().astype(np.float16)}
 
     def _learned(self, features: NDArray[np.float16], marks: NDArray[np.int32]) -> Learned:
         with self._timed("metric learning"):
             z, y, x = np.nonzero(marks)
+            classes = marks[z, y, x].astype(np.int64) - 1
+            if self.model is None and self._chances is not None:
+                sure = np.flatnonzero(self._chances.max(axis=0) >= self.settings.sure)
+                some = np.random.default_rng(self.settings.seed).choice(sure, min(len(sure), 20000), replace=False)
+                sz, sy, sx = np.unravel_index(some, marks.shape)
+                z, y, x = np.r_[z, sz], np.r_[y, sy], np.r_[x, sx]
+                classes = np.r_[classes, self._chances[:, sz, sy, sx].argmax(axis=0)]
             pixels = torch.from_numpy(features[z, :, y, x].astype(np.float32))
-            classes = torch.from_numpy(marks[z, y, x].astype(np.int64) - 1)
-            return learn(pixels, classes, int(marks.max()), self.settings)
+            labels = torch.from_numpy(classes)
+            if self.model is not None and self.model.n_classes == marks.max():
+                pixels, labels = torch.cat([pixels, self.model.features]), torch.cat([labels, self.model.labels])
+            return learn(pixels, labels, int(marks.max()), self.settings)
 
     def _heat(self, learned: Learned, features: NDArray[np.float16], z: int) -> NDArray[np.float32]:
         heat: NDArray[np.float32] = learned(torch.from_numpy(features[z].astype(np.float32))[None])[0].numpy()
         return heat
 
-    def _options(self, marks: NDArray[np.int32], heat: NDArray[np.float32]) -> tuple[CutOptions, dict[str, float]]:
+    def _options(
+        self, marks: NDArray[np.int32], heat: NDArray[np.float32] | None
+    ) -> tuple[CutOptions, dict[str, float]]:
         given = self.settings
         base = CutOptions(
             0.0 if given.gamma is None else given.gamma,
@@ -717,7 +778,7 @@ class _Timer:
 
 
 def choose_cut(
-    session: Session, marks: NDArray[np.int32], heat: NDArray[np.float32], base: CutOptions
+    session: Session, marks: NDArray[np.int32], heat: NDArray[np.float32] | None, base: CutOptions
 ) -> tuple[CutOptions, dict[str, float]]:
     """The gamma at which most left-out strokes come out right, of equals the largest.
 
@@ -741,12 +802,12 @@ def choose_cut(
         part = slice(below, above + 1)
         without = marks.copy()
         without[z] = 0
-        if len(np.unique(without[part])) < len(heat) + 1:
+        if len(np.unique(without[part])) <= marks.max():
             continue
         chances = session.spread(without, heat, part)
         levels = np.rint(session.grid.levels[part]).astype(np.uint8)
         levels = levels[..., 0] if levels.shape[-1] == 1 else levels
-        seeds = np.stack([without[part] == label + 1 for label in range(len(heat))])
+        seeds = np.stack([without[part] == label + 1 for label in range(len(chances))])
         for gamma in GAMMAS:
             found = cut_labels(chances, levels, session.grid.spacing, replace(base, gamma=gamma), seeds)[z - below]
             truth = marks[z]
@@ -833,7 +894,8 @@ def _weights(network: nn.Module) -> list[NDArray[Any]]:
 def to_model(model: Model, record: Mapping[str, Any]) -> ModelFile:
     """A trained network with its settings and training record, to be written to a file."""
     about = {**asdict(model.settings), "n_classes": model.n_classes, "names": list(model.names)}
-    return ModelFile(TASK, model.network.state_dict(), about, model.um_per_px, record)
+    weights = {**model.network.state_dict(), "pixels.features": model.features, "pixels.labels": model.labels}
+    return ModelFile(TASK, weights, about, model.um_per_px, record)
 
 
 def from_model(file: ModelFile) -> Model:
@@ -850,10 +912,12 @@ def from_model(file: ModelFile) -> Model:
         settings = Settings(**about)
         channels = int(file.weights["fields.0.down.0.0.weight"].shape[1])
         network = build(settings, n_classes, channels)
-        network.load_state_dict(dict(file.weights))
+        weights = dict(file.weights)
+        features, labels = weights.pop("pixels.features"), weights.pop("pixels.labels")
+        network.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         found = str(error).splitlines()[0]
         raise ValueError(
             f"from_model(): settings and weights do not fit together ({found}); train the model anew"
         ) from None
-    return Model(network.eval(), settings, n_classes, file.pixel_size, names)
+    return Model(network.eval(), settings, n_classes, file.pixel_size, features, labels, names)
