@@ -68,6 +68,18 @@ def read_array(path: Path) -> NDArray[Any]:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
+SMALL = ["--steps", "1", "--fields", "1", "--batch", "1", "--patch", "32"]
+# a network of one step knows nothing, so it is hardly listened to
+QUICK = [*SMALL, "--learning-steps", "5", "--prior-weight", "0.0001"]
+
+
+def tiny_model(data: Path, *more: str) -> Path:
+    model = data / "model.safetensors"
+    inputs = ["--images", str(data / "images.nii.gz"), "--labels", str(data / "truth.nii.gz")]
+    assert main(["scribbles", "fit", *inputs, "-o", str(model), "--device", "cpu", *SMALL, *more]) == 0
+    return model
+
+
 class Computation:
     """Stands in for `Session.segment`: finds the truth without its last row, and counts how often it is called."""
 
@@ -377,6 +389,21 @@ def test_names_are_of_marks_and_written_back_as_labels(data: Path) -> None:
     assert '"organ 2"' in (again / "structures.txt").read_text()
 
 
+@pytest.mark.filterwarnings("always")
+def test_names_that_are_not_the_models_are_told(
+    data: Path, computation: Computation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "labels.csv").write_text("index,name\n1,Liver\n2,Heart\n")
+    model = tiny_model(data, "--label-table", str(data / "labels.csv"))
+    assert main(command(data, "--label-table", str(data / "table.csv"), "--model", str(model))) == 0
+    error = capsys.readouterr().err
+    assert "limner: warning: --model: it learned Liver, Heart, the strokes are for Heart, Liver" in error
+    (data / "table.csv").write_text("index,name\n2,liver\n3,heart\n")
+    assert main(command(data, "--label-table", str(data / "table.csv"), "--model", str(model))) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert computation.calls == 2
+
+
 @pytest.mark.usefixtures("computation")
 def test_a_mark_that_is_left_out_leaves_its_label_out(data: Path) -> None:
     write_volume(data / "strokes.nii.gz", np.where(marks() == 2, 0, marks()))
@@ -534,17 +561,6 @@ def test_a_folder_with_other_files_is_left_alone(
 
 # --- the real method -------------------------------------------------------------------------------------------------
 
-SMALL = ["--steps", "1", "--fields", "1", "--batch", "1", "--patch", "32"]
-# a network of one step knows nothing, so it is not listened to
-QUICK = [*SMALL, "--learning-steps", "5", "--prior-weight", "0"]
-
-
-def tiny_model(data: Path) -> Path:
-    model = data / "model.safetensors"
-    inputs = ["--images", str(data / "images.nii.gz"), "--labels", str(data / "truth.nii.gz")]
-    assert main(["scribbles", "fit", *inputs, "-o", str(model), "--device", "cpu", *SMALL]) == 0
-    return model
-
 
 def test_strokes_become_organs_and_features_are_kept_while_they_change(
     data: Path, monkeypatch: pytest.MonkeyPatch
@@ -574,7 +590,6 @@ def test_strokes_become_organs_and_features_are_kept_while_they_change(
 
 
 def test_with_a_model_and_at_a_coarser_size(data: Path) -> None:
-    """Enlarging five times rounds weights up to a little over 1, yet the uncertainty stays a chance."""
     coarser = ["--working-um", "70"]
     assert main(command(data, *QUICK, *coarser)) == 0
     uncertainty = read_array(data.parent / "out" / "uncertainty.nii.gz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +40,8 @@ class ScribblesSegment:
     """Make organs in 3D of a few strokes on a few sections.
 
     Writes into OUT: labels, uncertainty and heat maps in the format of IMAGES, volumes.csv, the label table,
-    report.html and run.json. Look at the report, draw more strokes where it errs, and give the same command again: the
-    network and what it sees are kept, the rest is done anew. A stopped run goes on where it stopped.
+    report.html and run.json. Look at the report, draw more strokes where it errs, and give the same command again: what
+    a network saw in the sections is kept, the rest is done anew. A stopped run goes on where it stopped.
     """
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
@@ -51,8 +52,9 @@ class ScribblesSegment:
     their images. 0 is unmarked, 1 background, 2, 3, ... the organs; both background and an organ need strokes."""
     output: Annotated[Path, arg(aliases=["-o"], metavar="OUT", help_behavior_hint="(required)")]
     """Folder for the results, made if need be. Organs are labelled 1, 2, ... there, 0 is background."""
-    model: Annotated[Path | None, arg(metavar="MODEL", help_behavior_hint="(default: learn from the strokes)")] = None
-    """A model that `limner scribbles fit` trained on other volumes."""
+    model: Annotated[Path | None, arg(metavar="MODEL", help_behavior_hint="(default: the strokes alone)")] = None
+    """A model that `limner scribbles fit` trained on other volumes. Draw its organs, in its order: `limner info MODEL`
+    names them."""
     label_table: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """Names and colours of the marks as they are in SCRIBBLES (organs from 2 on): ITK-SNAP, FreeSurfer or CSV
     (index,name,r,g,b); written back likewise, numbered as in OUT."""
@@ -148,6 +150,8 @@ def read_inputs(command: ScribblesSegment) -> Inputs:
     images = read(command.images, spacing=command.spacing or None, section_axis=command.section_axis)
     scribbles = read_scribbles(command.scribbles, images, command.label_table)
     truth = None if command.truth is None else read_truth(command.truth, images, scribbles)
+    if model is not None and command.label_table is not None:
+        _compare_names(model.names, [scribbles.label_map.name_of(organ) for organ in scribbles.classes[1:]])
     session = Session.open(images, command.settings, model, device.split()[0])
     return Inputs(images, scribbles, truth, session, device)
 
@@ -210,6 +214,15 @@ def read_truth(path: Path, images: Volume, scribbles: Scribbles) -> LabelMap:
             f"--truth: {path} holds no label {listed}; number the organs as in OUT, one less than the marks"
         )
     return dataclasses.replace(truth, table=scribbles.label_map.table)
+
+
+def _compare_names(learned: Sequence[str], drawn: Sequence[str]) -> None:
+    if len(learned) == len(drawn) and [n.lower() for n in learned] != [n.lower() for n in drawn]:
+        warnings.warn(
+            f"--model: it learned {', '.join(learned)}, the strokes are for {', '.join(drawn)}; if these are not the "
+            "same organs in the same order, the model misleads",
+            stacklevel=2,
+        )
 
 
 def new_record(command: ScribblesSegment, given: Inputs, command_line: Sequence[str]) -> RunRecord:
