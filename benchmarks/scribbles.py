@@ -23,14 +23,13 @@ import torch
 from numpy.typing import NDArray
 
 from limner.annotations import Scribbles
-from limner.graph_cut import CutOptions
 from limner.methods.scribbles import LabelledVolume, Model, Session, Settings, fit, from_model, to_model
 from limner.model_file import read_model
 from limner.run_record import machine, package_versions
 from scribble_cases import MOUSE_MRI, Case, mouse_mri, mouse_stack, scores
 
 TRAINED, TESTED = slice(0, 10), slice(10, 15)
-MODEL_STEPS = 600
+MODEL_STEPS = 2500
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
         for key, case, strokes, model in problems(name, given.out.parent):
             if any(all(row[k] == v for k, v in key.items()) for row in rows):
                 continue
-            rows += [{**key, **row} for row in ladder(case, strokes, model)]
+            rows += [{**key, **row} for row in ladder(name, case, strokes, model)]
             about = {"settings": vars(Settings()), "versions": package_versions(), "machine": machine()}
             given.out.write_text(json.dumps({"rows": rows, **about}, indent=1) + "\n")
 
@@ -80,46 +79,39 @@ def trained(path: Path) -> dict[str, Model]:
     return models
 
 
-def ladder(case: Case, strokes: Scribbles, model: Model | None) -> Iterator[dict[str, Any]]:
-    """A row for each step, every one on top of those before."""
-    if model is None:
-        for name, settings in {
-            "U-Net, strokes alone": Settings(fields=1, sure=1.0, prior_weight=0.0),
-            "U-Net": Settings(fields=1, prior_weight=0.0),
-        }.items():
-            yield row(case, name, network_heat(Session.open(case.images, settings), strokes)[1] > 0.5, {})
-    session = Session.open(case.images, Settings(gamma=0.0), model)
-    yield row(case, "several fields of view" if model is None else "model", network_heat(session, strokes)[1] > 0.5, {})
-    yield row(case, "+ 1 x 1 layer only", _without_metric(session, strokes)[1] > 0.5, {})
-    yield row(case, "+ metric learning", session.heat_maps(strokes)[1] > 0.5, {})
-    alone = replace(session, settings=replace(session.settings, prior_weight=0.0), _chances=None)
-    yield row(case, "random walker of strokes alone", alone.segment(strokes).heat_maps[1] > 0.5, alone.seconds)
-    yield row(case, "+ random walker", session.segment(strokes).heat_maps[1] > 0.5, session.seconds)
-    session.settings = replace(session.settings, gamma=None)
-    result = session.segment(strokes)
-    yield row(
-        case, "+ graph cut", result.labels.labels > 0, session.seconds, cut=vars(result.cut), chosen=result.chosen
-    )
-    for gamma in (0.1, 0.3, 1.0, 3.0):
-        session.settings = replace(session.settings, gamma=gamma)
-        yield row(
-            case,
-            f"+ graph cut, gamma {gamma:g}",
-            session.segment(strokes).labels.labels > 0,
-            {},
-            cut=vars(CutOptions(gamma)),
-        )
+def ladder(data: str, case: Case, strokes: Scribbles, model: Model | None) -> Iterator[dict[str, Any]]:
+    """A row for each step, every one on top of those before; networks not on the large stack, where they take hours."""
+    given = Settings(gamma=0.0)
+    if data == "mri":
+        alone = Settings(fields=1, sure=1.0, prior_weight=0.01)
+        yield row(case, "U-Net, strokes alone", network_heat(Session.open(case.images, alone), strokes)[1] > 0.5, {})
+        given = replace(given, prior_weight=0.01)
+        one = replace(given, fields=1)
+        yield row(case, "U-Net", network_heat(Session.open(case.images, one), strokes)[1] > 0.5, {})
+    session = Session.open(case.images, given, model)
+    if data != "stack":
+        yield row(case, "several fields of view", network_heat(session, strokes)[1] > 0.5, {})
+        yield row(case, "+ 1 x 1 layer", session.heat_maps(strokes)[1] > 0.5, {})
+        metric = replace(session, settings=replace(given, metric_learning=True))
+        yield row(case, "+ metric learning", metric.heat_maps(strokes)[1] > 0.5, {})
+        found = metric.segment(strokes).heat_maps[1] > 0.5
+        yield row(case, "+ metric learning, random walker", found, {})
+        yield row(case, "+ 1 x 1 layer, random walker", session.segment(strokes).heat_maps[1] > 0.5, session.seconds)
+    by_itself = replace(session, settings=replace(given, prior_weight=0.0), seconds={}, _chances=None)
+    yield row(case, "random walker of strokes", by_itself.segment(strokes).heat_maps[1] > 0.5, by_itself.seconds)
+    last = by_itself if data != "models" else session
+    for gamma in (None, 0.1, 0.3, 1.0, 3.0):
+        last.settings = replace(last.settings, gamma=gamma)
+        result = last.segment(strokes)
+        name = "+ graph cut" if gamma is None else f"+ graph cut, gamma {gamma:g}"
+        more = {"gamma": result.cut.gamma, "chosen": result.chosen}
+        yield row(case, name, result.labels.labels > 0, last.seconds, **more)
 
 
 def network_heat(session: Session, strokes: Scribbles) -> NDArray[np.float32]:
     """The network's own heat maps: its logits are the last of the features."""
     features = session.features(session.grid.marks(strokes))
     return torch.softmax(torch.from_numpy(features[:, -2:].astype(np.float32)), dim=1).movedim(1, 0).numpy()
-
-
-def _without_metric(session: Session, strokes: Scribbles) -> NDArray[np.float32]:
-    plain = replace(session, settings=replace(session.settings, metric_learning=False))
-    return plain.heat_maps(strokes)
 
 
 def row(case: Case, name: str, found: NDArray[np.bool_], seconds: dict[str, float], **more: Any) -> dict[str, Any]:

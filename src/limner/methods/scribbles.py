@@ -18,10 +18,12 @@ https://doi.org/10.1109/TPAMI.2004.60).
 
 Departures, with what they gained (docs/benchmarks.md):
 
-- A network that learns from strokes alone calls whatever lies far from them organ at random. It therefore also learns
-  from the voxels of whose class a random walker from the strokes is sure.
 - The heat maps are not cut as they are: they are the prior of a random walker, which carries the strokes to the nearest
   edges in three dimensions. Its chances are what is cut, and the uncertainty.
+- A network that learns from strokes alone calls whatever lies far from them organ at random. Where no volumes to train
+  on are given, none is therefore used: the strokes spread by themselves. With `prior_weight` above 0 one is trained, on
+  the strokes and on the voxels of whose class the walker is sure.
+- Metric learning is a setting: training the embedding with the 1 x 1 layer was better.
 """
 
 from __future__ import annotations
@@ -83,8 +85,8 @@ class Settings:
     """Largest side of what is trained on at once, pixels; larger sections are cut."""
     sure: float = 0.8
     """Chance from which on a random walker's class is trained on where nothing was drawn; 1: strokes alone."""
-    metric_learning: bool = True
-    """Metric learning before the 1 x 1 layer; without it that layer's embedding is trained together with it."""
+    metric_learning: bool = False
+    """Learn the embedding by pairs of pixels, as in the paper; else together with the 1 x 1 layer, which was better."""
     tau: float = 2.0
     """Squared distance that parts pairs of one class from others."""
     beta: float = 1.0
@@ -96,7 +98,7 @@ class Settings:
     walker_contrast: float = 8.0
     """Grey levels (of 256) between two pixels that a random walker seldom crosses."""
     prior_weight: float | None = None
-    """How far the walker follows the heat maps; None: 0.3 with a model, else 0, and no network is trained."""
+    """How far the walker follows the heat maps; None: 0.1 with a model, else 0, and no network is trained."""
     gamma: float | None = None
     """Smoothness of the graph cut; None: chosen by leaving out strokes."""
     contrast: float | None = None
@@ -606,7 +608,7 @@ class Session:
     def prior_weight(self) -> float:
         """How far the walker follows the heat maps."""
         given = self.settings.prior_weight
-        return given if given is not None else 0.0 if self.model is None else 0.3
+        return given if given is not None else 0.0 if self.model is None else 0.1
 
     def heat_maps(self, scribbles: Scribbles, marks: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Heat maps of every section, (L, Z, Y, X) on the working grid: features, metric learning, 1 x 1 layer."""
