@@ -490,7 +490,7 @@ def test_the_same_command_again_says_so(
 def test_a_stopped_run_goes_on(data: Path, computation: Computation, capsys: pytest.CaptureFixture[str]) -> None:
     computation.stops = True
     assert main(command(data)) == 130
-    assert "Stopped; the same command goes on" in capsys.readouterr().err
+    assert "Stopped; the same command begins again" in capsys.readouterr().err
     assert record(data)["status"] == "running"
     assert not (data.parent / "out" / "labels.nii.gz").exists()
     computation.stops = False

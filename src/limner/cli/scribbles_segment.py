@@ -40,8 +40,8 @@ class ScribblesSegment:
     """Make organs in 3D of a few strokes on a few sections.
 
     Writes into OUT: labels, uncertainty and heat maps in the format of IMAGES, volumes.csv, the label table,
-    report.html and run.json. Look at the report, draw more strokes where it errs, and give the same command again: what
-    a network saw in the sections is kept, the rest is done anew. A stopped run goes on where it stopped.
+    report.html and run.json. Look at the report, draw more strokes where it errs, and give the same command again. What
+    a network saw in the sections is kept for that, and for a run that was stopped; the rest is done anew.
     """
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
@@ -99,7 +99,7 @@ class ScribblesSegment:
             segmentation = _segment(given, folder)
             done = _finish(self, given, folder, running, segmentation)
         except KeyboardInterrupt:
-            print("\nStopped; the same command goes on from the last finished stage or section.", file=sys.stderr)
+            print("\nStopped; the same command begins again, with what a network saw in the sections.", file=sys.stderr)
             return 130, running
         print_summary(self.output, done)
         return 0, done
