@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from limner.annotations import Scribbles
 from limner.augmentation import Augmentation, augment
 from limner.graph_cut import CutOptions, cut_labels
-from limner.intensity import to_8_bit
+from limner.intensity import tissue_mask, to_8_bit
 from limner.losses.metric_learning import metric_learning_loss, sample_pairs
 from limner.model_file import ModelFile
 from limner.networks.embedding import HeatMapHead
@@ -95,8 +95,11 @@ class Settings:
     """Weight of the embedding's weights."""
     learning_steps: int = 200
     """Steps of metric learning, and of the 1 x 1 layer."""
-    walker_contrast: float = 8.0
-    """Grey levels (of 256) between two pixels that a random walker seldom crosses."""
+    walker_contrast: float | None = None
+    """Grey levels between two pixels that a random walker seldom crosses; None: 0.8 of the median difference."""
+    walker_delta: float | None = None
+    """How often it crosses the strongest edge all the same; None: 0.4 over the square of the gap, in pixels, between
+    drawn sections, so that few walkers cross on the way."""
     prior_weight: float | None = None
     """How far the walker follows the heat maps; None: 0.1 with a model, else 0, and no network is trained."""
     gamma: float | None = None
@@ -111,7 +114,7 @@ class Settings:
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be."""
         above = ("working_um", "width", "steps", "batch", "rate", "tau", "beta", "learning_steps", "walker_contrast")
-        for name in (*above, "patch", "contrast"):
+        for name in (*above, "walker_delta", "patch", "contrast"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')}: {value} is not possible; give a number above 0")
@@ -348,6 +351,7 @@ def train(
         losses.append(loss.item())
         progress("network", step + 1, settings.steps)
     network.eval()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as when read from a file
     return losses
 
 
@@ -567,7 +571,7 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     _features: NDArray[np.float16] | None = None
     _chances: NDArray[np.float32] | None = None
-    _cut: tuple[tuple[int, ...], CutOptions, dict[str, float]] | None = None
+    _cut: tuple[str, CutOptions, dict[str, float]] | None = None
 
     @classmethod
     def open(
@@ -644,10 +648,10 @@ class Session:
         self, marks: NDArray[np.int32], heat: NDArray[np.float32] | None, sections: slice = slice(None)
     ) -> NDArray[np.float32]:
         """Chances (L, Z, Y, X) of a random walker from the strokes of some sections; the heat maps are its prior."""
-        options = WalkerOptions(contrast=self.settings.walker_contrast, prior_weight=self.prior_weight)
+        options = walker_options(self.grid, marks, self.settings, self.prior_weight)
         start = None
-        if sections == slice(None) and self._chances is not None and len(self._chances) == marks.max():
-            start = self._chances
+        if self._chances is not None and len(self._chances) == marks.max():  # of other strokes: not far from these
+            start = self._chances[:, sections]
         prior = None if heat is None else heat[:, sections]
         return random_walker(self.grid.levels[sections], marks[sections], self.grid.spacing, options, prior, start)
 
@@ -722,10 +726,22 @@ class Session:
         )
         if given.gamma is not None:
             return base, {}
-        drawn = tuple(np.flatnonzero(marks.any(axis=(1, 2))).tolist())
-        if self._cut is None or self._cut[0] != drawn:  # a stroke more on a section that was drawn on changes little
-            chosen = choose_cut(self, marks, heat, base)
-            self._cut = (drawn, *chosen)
+        # a stroke more on a section that was drawn on changes little
+        drawn = np.flatnonzero(marks.any(axis=(1, 2))).tolist()
+        key = content_key(ALGORITHM, drawn, int(marks.max()), asdict(self.settings), self.grid.levels)
+        if self._cut is None or self._cut[0] != key:
+
+            def make() -> dict[str, NDArray[Any]]:
+                options, right = choose_cut(self, marks, heat, base)
+                return {
+                    "gamma": np.array(options.gamma),
+                    "tried": np.array([*right]),
+                    "right": np.array([*right.values()]),
+                }
+
+            kept = stored(self.store, "gamma", key, make)
+            right = dict(zip(kept["tried"].tolist(), kept["right"].tolist(), strict=True))
+            self._cut = (key, replace(base, gamma=float(kept["gamma"])), right)
         return self._cut[1], self._cut[2]
 
     def _at_full_size(
@@ -777,6 +793,21 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.monotonic() - self.began
+
+
+def walker_options(grid: Grid, marks: NDArray[np.int32], settings: Settings, prior_weight: float) -> WalkerOptions:
+    """What is given, else what suits the image's noise and how far apart the drawn sections are."""
+    contrast, delta = settings.walker_contrast, settings.walker_delta
+    if contrast is None:
+        tissue = tissue_mask(grid.levels)
+        change = np.linalg.norm(np.diff(grid.levels, axis=2), axis=-1)[tissue[:, :, 1:] & tissue[:, :, :-1]]
+        contrast = max(1.0, 0.8 * float(np.median(change))) if change.size else 1.0
+    if delta is None:
+        drawn = np.flatnonzero(marks.any(axis=(1, 2)))
+        sections = float(np.median(np.diff(drawn))) if len(drawn) > 1 else len(marks) / 2
+        gap = max(1.0, sections * grid.spacing[0] / math.sqrt(grid.spacing[1] * grid.spacing[2]))
+        delta = min(0.05, max(1e-4, 0.4 / gap**2))
+    return WalkerOptions(contrast, delta, prior_weight)
 
 
 def choose_cut(
