@@ -571,7 +571,7 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     _features: NDArray[np.float16] | None = None
     _chances: NDArray[np.float32] | None = None
-    _cut: tuple[str, CutOptions, dict[str, float]] | None = None
+    _cut: dict[str, NDArray[Any]] | None = None
 
     @classmethod
     def open(
@@ -623,10 +623,17 @@ class Session:
             return np.stack([self._heat(learned, features, z) for z in range(len(marks))], axis=1)
 
     def heat_map(self, scribbles: Scribbles, z: int) -> NDArray[np.float32]:
-        """Heat maps of one section, (L, Y, X) on the working grid, at once: what changes after each stroke."""
+        """Heat maps of one section, (L, Y, X) on the working grid, at once: what changes after each stroke.
+
+        Where no network is used, the walker's chances, of the sections from the drawn one below to the one above.
+        """
         marks = self.grid.marks(scribbles)
-        features = self.features(marks)
-        return self._heat(self._learned(features, marks), features, z)
+        if self.prior_weight > 0:
+            features = self.features(marks)
+            return self._heat(self._learned(features, marks), features, z)
+        part = sections_around(marks, z)
+        chances: NDArray[np.float32] = self.spread(marks, None, part)[:, z - part.start]
+        return chances
 
     def features(self, marks: NDArray[np.int32]) -> NDArray[np.float16]:
         """Frozen features (Z, C, Y, X): made once, of the network that the first strokes or the model gave."""
@@ -726,23 +733,18 @@ class Session:
         )
         if given.gamma is not None:
             return base, {}
-        # a stroke more on a section that was drawn on changes little
-        drawn = np.flatnonzero(marks.any(axis=(1, 2))).tolist()
-        key = content_key(ALGORITHM, drawn, int(marks.max()), asdict(self.settings), self.grid.levels)
-        if self._cut is None or self._cut[0] != key:
-
-            def make() -> dict[str, NDArray[Any]]:
-                options, right = choose_cut(self, marks, heat, base)
-                return {
-                    "gamma": np.array(options.gamma),
-                    "tried": np.array([*right]),
-                    "right": np.array([*right.values()]),
-                }
-
-            kept = stored(self.store, "gamma", key, make)
-            right = dict(zip(kept["tried"].tolist(), kept["right"].tolist(), strict=True))
-            self._cut = (key, replace(base, gamma=float(kept["gamma"])), right)
-        return self._cut[1], self._cut[2]
+        key = content_key(ALGORITHM, int(marks.max()), asdict(self.settings), self.prior_weight, self.grid.levels)
+        kept = self._cut or (self.store.load("gamma", key) if self.store is not None else None)
+        if kept is None:  # the first strokes decide: a choice takes longer than a result
+            options, right = choose_cut(self, marks, heat, base)
+            if not right:
+                return options, {}
+            kept = {"gamma": np.array(options.gamma), "tried": np.array([*right]), "right": np.array([*right.values()])}
+            if self.store is not None:
+                self.store.save("gamma", key, kept)
+        self._cut = kept
+        right = dict(zip(kept["tried"].tolist(), kept["right"].tolist(), strict=True))
+        return replace(base, gamma=float(kept["gamma"])), right
 
     def _at_full_size(
         self, scribbles: Scribbles, labels: NDArray[np.integer[Any]], options: CutOptions, chosen: dict[str, float]
@@ -808,6 +810,13 @@ def walker_options(grid: Grid, marks: NDArray[np.int32], settings: Settings, pri
         gap = max(1.0, sections * grid.spacing[0] / math.sqrt(grid.spacing[1] * grid.spacing[2]))
         delta = min(0.05, max(1e-4, 0.4 / gap**2))
     return WalkerOptions(contrast, delta, prior_weight)
+
+
+def sections_around(marks: NDArray[np.int32], z: int) -> slice:
+    """From the drawn section below z, itself left out, to the one above; the stack where these lack a class."""
+    drawn = np.flatnonzero(marks.any(axis=(1, 2)))
+    part = slice(int(max(drawn[drawn < z], default=0)), int(min(drawn[drawn > z], default=len(marks) - 1)) + 1)
+    return part if len(np.unique(marks[part])) > marks.max() else slice(0, len(marks))
 
 
 def choose_cut(
