@@ -8,7 +8,6 @@ from scipy import ndimage
 from limner.annotations import Scribbles, simulate_scribbles
 from limner.graph_cut import CutOptions
 from limner.methods.scribbles import (
-    Grid,
     LabelledVolume,
     Session,
     Settings,
@@ -26,6 +25,7 @@ from limner.model_file import read_model
 from limner.run_record import Store
 from limner.space import Space
 from limner.volume import LabelMap, Volume
+from limner.working_grid import Grid
 
 QUICK = Settings(fields=2, steps=30, batch=2, learning_steps=60, rate=1e-2)
 DRAWN = (4, 10, 16)

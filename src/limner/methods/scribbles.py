@@ -44,19 +44,18 @@ from torch.nn import functional as F
 from limner.annotations import Scribbles
 from limner.augmentation import Augmentation, augment
 from limner.graph_cut import CutOptions, cut_labels
-from limner.intensity import tissue_mask, to_8_bit
+from limner.intensity import tissue_mask
 from limner.losses.metric_learning import metric_learning_loss, sample_pairs
 from limner.model_file import ModelFile
 from limner.networks.embedding import HeatMapHead
 from limner.networks.multi_field_unet import MultiFieldUNet
 from limner.random_walker import WalkerOptions, random_walker
 from limner.run_record import Store, content_key, stored
-from limner.training import with_coordinates
 from limner.volume import LabelMap, Volume
+from limner.working_grid import Grid
 
 TASK = "scribbles"
 ALGORITHM = 1  # raised with every change that alters results: what was kept before is then made anew
-LARGEST_STACK = 16_000_000  # voxels of the working grid, unless the user asks for another pixel size
 MAGNIFICATIONS = (1, 2, 4, 8)
 UNKNOWN = -1
 GAMMAS = (0.0, 0.3, 1.0, 3.0)
@@ -216,77 +215,6 @@ class Segmentation:
     chosen: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-# ---- the working grid ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The stack as the method sees it: 8-bit levels (Z, Y, X, C), reduced `factor` times in plane."""
-
-    levels: NDArray[np.float32]
-    spacing: tuple[float, float, float]
-    factor: int
-    full_shape: tuple[int, int, int]
-
-    @classmethod
-    def of(cls, images: Volume, working_um: float | None) -> Grid:
-        """At about `working_um`: a whole number of pixels becomes one."""
-        z, y, x = images.space.spacing
-        own_um = 1000 * math.sqrt(y * x)
-        if working_um is not None and working_um < 0.75 * own_um:
-            raise ValueError(
-                f"--working-um: {working_um:g} um is finer than the images ({own_um:g} um); give {own_um:g} or more"
-            )
-        voxels = math.prod(images.space.shape)
-        factor = math.ceil(math.sqrt(voxels / LARGEST_STACK)) if working_um is None else round(working_um / own_um)
-        levels = to_8_bit(images.pixels)
-        levels = _reduced(levels[..., None] if levels.ndim == 3 else levels, max(1, factor))
-        return cls(levels, (z, y * max(1, factor), x * max(1, factor)), max(1, factor), images.space.shape)
-
-    @property
-    def um_per_px(self) -> float:
-        """Micrometres."""
-        return 1000 * math.sqrt(self.spacing[1] * self.spacing[2])
-
-    def marks(self, scribbles: Scribbles) -> NDArray[np.int32]:
-        """Strokes on this grid: 0 unmarked, then 1 + index into `Scribbles.classes`; organs win over background."""
-        drawn = list(scribbles.sections)
-        full = np.zeros(self.full_shape, np.int32)
-        full[drawn] = np.where(scribbles.weights[drawn] > 0, scribbles.targets(drawn) + 1, 0)
-        return _blocks(full[..., None], self.factor).max(axis=(2, 4))[..., 0]
-
-    def enlarged(self, maps: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Maps (L, Y, X) in [0, 1] of one section at the images' own size, linear between pixels."""
-        if self.factor == 1:
-            return maps.astype(np.float32)
-        size = [self.factor * n for n in maps.shape[1:]]
-        large = F.interpolate(torch.from_numpy(maps.astype(np.float32))[None], size=size, mode="bilinear")[0]
-        # weights of the interpolation may add up to a little more than 1
-        return large[:, : self.full_shape[1], : self.full_shape[2]].clamp(0, 1).numpy()
-
-    def inputs(self, sections: slice | Sequence[int], located: bool) -> Tensor:
-        """What the network sees of some sections, (n, C, Y, X): levels in [0, 1] and, if `located`, z, y and x."""
-        chosen = np.arange(len(self.levels))[sections]
-        images = torch.from_numpy(self.levels[chosen]).permute(0, 3, 1, 2) / 255
-        if not located:
-            return images
-        return with_coordinates(images, torch.from_numpy(chosen).float(), (0.0, float(len(self.levels) - 1)))
-
-
-def _blocks(pixels: NDArray[Any], factor: int) -> NDArray[Any]:
-    """(Z, Y, X, C) as (Z, y, factor, x, factor, C); edges are repeated."""
-    missing = [(0, 0), *((0, -n % factor) for n in pixels.shape[1:3]), (0, 0)]
-    padded = np.pad(pixels, missing, mode="edge")
-    n, height, width, channels = padded.shape
-    return padded.reshape(n, height // factor, factor, width // factor, factor, channels)
-
-
-def _reduced(pixels: NDArray[Any], factor: int) -> NDArray[np.float32]:
-    if factor == 1:
-        return np.asarray(pixels, np.float32)
-    return np.concatenate([_blocks(section[None], factor).mean(axis=(2, 4), dtype=np.float32) for section in pixels])
 
 
 # ---- the network --------------------------------------------------------------------------------------------------
