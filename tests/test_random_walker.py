@@ -118,3 +118,14 @@ def test_refuses_what_cannot_be():
         random_walker(levels, marks, (1.0, 1.0, 1.0), WalkerOptions(), prior=levels)
     with pytest.raises(ValueError, match="delta is 0; give more than 0"):
         WalkerOptions(delta=0)
+
+
+def test_finds_what_lies_behind_strong_edges_where_nothing_is_drawn():
+    levels = np.full((16, 48, 48), 50.0)
+    levels[4:12, 8:20, 8:20] = levels[4:12, 28:40, 28:40] = 200
+    marks = np.zeros(levels.shape, np.uint8)
+    marks[8, 12:16, 14], marks[8, 3, 3:45], marks[8, 44, 3:45] = 2, 1, 1
+    organ = random_walker(levels, marks, (1.0, 1.0, 1.0), WalkerOptions(contrast=6.0, delta=1e-3))[1]
+    exact = random_walker(levels, marks, (1.0, 1.0, 1.0), WalkerOptions(contrast=6.0, delta=1e-3, tolerance=1e-8))[1]
+    assert exact[8, 34, 34] < 0.1 < 0.5 < exact[8, 18, 18]
+    np.testing.assert_allclose(organ, exact, atol=0.05)

@@ -32,6 +32,7 @@ from limner.graph_cut import face_weights
 
 SMALLEST = 32  # voxels along an axis that is halved for the coarser grid
 MOST_STEPS = 5000
+FINER = 10.0  # times, of the tolerance, from each grid to the coarser one
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class WalkerOptions:
     prior_weight : float
         lam, 0 or more.
     tolerance : float
-        Largest change in a voxel, by the last step, at which the solution counts as found.
+        Largest residual of a voxel, over the diagonal, at which the solution counts as found; a tenth
+        of it on each coarser grid, where it costs little and decides on what lies behind strong edges.
 
     Raises
     ------
@@ -58,7 +60,7 @@ class WalkerOptions:
     contrast: float = 8.0
     delta: float = 0.01
     prior_weight: float = 0.01
-    tolerance: float = 2e-3
+    tolerance: float = 5e-4
 
     def __post_init__(self) -> None:
         for name in ("contrast", "delta", "prior_weight", "tolerance"):
@@ -142,7 +144,8 @@ def _solve(
         if len(np.unique(coarse[coarse > 0])) == n_classes:
             wider: Any = tuple(s * step for s, step in zip(spacing, steps, strict=True))
             smaller = None if prior is None else np.stack([_means(one, steps) for one in prior])
-            start = _enlarged(_solve(_means(levels, steps), coarse, wider, options, smaller, None), steps, marks.shape)
+            exact = replace(options, tolerance=options.tolerance / FINER)
+            start = _enlarged(_solve(_means(levels, steps), coarse, wider, exact, smaller, None), steps, marks.shape)
     grid = _Grid.of(levels, marks, spacing, options)
     chances = np.empty((n_classes, *marks.shape), np.float32)
     for label in range(1, n_classes):

@@ -57,6 +57,14 @@ class Grid:
         full[drawn] = np.where(scribbles.weights[drawn] > 0, scribbles.targets(drawn) + 1, 0)
         return _blocks(full[..., None], self.factor).max(axis=(2, 4))[..., 0]
 
+    def middles(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+        """Labels (Z, Y, X) at the middle of each pixel of this grid."""
+        rows, columns = (
+            np.minimum(np.arange(n) * self.factor + self.factor // 2, size - 1)
+            for n, size in zip(self.levels.shape[1:3], labels.shape[1:], strict=True)
+        )
+        return labels[:, rows[:, None], columns]
+
     def enlarged(self, maps: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Maps (L, Y, X) in [0, 1] of one section at the images' own size, linear between pixels."""
         if self.factor == 1:

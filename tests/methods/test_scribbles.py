@@ -127,6 +127,9 @@ def test_more_strokes_redo_neither_network_nor_features(tmp_path):
     second = segment(images, more, settings, store=Store(tmp_path))
     now = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npz")}
     assert now == kept
+    assert second.notes[0].startswith("gamma was chosen when 3 sections were drawn on, now there are 4")
+    again = segment(images, more, settings, store=Store(tmp_path))  # all from what is kept
+    np.testing.assert_array_equal(again.labels.labels, second.labels.labels)
     assert (first.heat_maps != second.heat_maps).any()
 
 
@@ -225,3 +228,28 @@ def test_refuses_what_cannot_be():
         segment(rgb, strokes, Settings(), model)
     with pytest.raises(ValueError, match="no organ is labelled"):
         fit([LabelledVolume(images, np.zeros_like(labels))], QUICK)
+
+
+def test_an_organ_may_be_taken_away_in_a_session():
+    images, labels = _phantom()
+    session = Session.open(images, replace(QUICK, prior_weight=0.1, gamma=0.3))
+    session.segment(_strokes(images, labels, [1, 2]))
+    assert session.segment(_strokes(images, labels, [1])).labels.labels.max() == 1
+
+
+def test_says_when_a_model_knows_other_organs():
+    images, labels = _phantom()
+    model, _ = fit([LabelledVolume(images, labels)], replace(QUICK, steps=5))
+    notes = segment(images, _strokes(images, labels, [1]), Settings(gamma=0.3), model).notes
+    assert notes == (
+        "The model knows 2 organs, the strokes 1: only its features are used, not what it has learnt of its organs.",
+    )
+
+
+def test_a_volume_a_little_coarser_than_the_model_is_taken_as_it_is():
+    images, labels = _phantom()
+    model, _ = fit([LabelledVolume(images, (labels == 1).astype(np.uint8))], replace(QUICK, steps=2))
+    coarser = Space(images.space.shape, (0.1, 0.07, 0.07))
+    assert Session.open(Volume(images.pixels, coarser), Settings(), model).grid.factor == 1
+    with pytest.raises(ValueError, match="the model works at 50 um a pixel, the images at 100"):
+        Session.open(Volume(images.pixels, Space(images.space.shape, (0.1, 0.1, 0.1))), Settings(), model)

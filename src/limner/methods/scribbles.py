@@ -59,6 +59,9 @@ ALGORITHM = 1  # raised with every change that alters results: what was kept bef
 MAGNIFICATIONS = (1, 2, 4, 8)
 UNKNOWN = -1
 GAMMAS = (0.0, 0.3, 1.0, 3.0)
+USUAL_GAMMA = 0.3
+LEAST_CONTRAST = 3.0  # grey levels: noise of less says nothing about edges
+FEW_RIGHT = 0.75  # of left-out strokes: then the drawn sections lie too far apart
 MOST_LEFT_OUT = 6  # sections, to choose gamma
 SAMPLED_SECTIONS, SAMPLED_PIXELS = 60, 15_000  # of the volumes that a model was trained on
 Progress = Callable[[str, int, int], None]
@@ -130,7 +133,8 @@ class Settings:
 
     def of_features(self) -> dict[str, Any]:
         """Those that the network and its features depend on."""
-        names = ("working_um", "width", "fields", "steps", "batch", "rate", "patch", "sure", "walker_contrast", "seed")
+        walker = ("walker_contrast", "walker_delta")  # what it is sure of is trained on
+        names = ("working_um", "width", "fields", "steps", "batch", "rate", "patch", "sure", "seed", *walker)
         return {name: getattr(self, name) for name in names}
 
 
@@ -327,13 +331,16 @@ def fit(
     grids = [Grid.of(volume.images, settings.working_um) for volume in volumes]
     if len({grid.levels.shape[3] for grid in grids}) > 1:
         raise ValueError("fit(): some volumes are grey and some RGB; give volumes of one kind")
+    if settings.working_um is None and len({grid.factor for grid in grids}) > 1:  # one of them is a large volume
+        coarsest = max(grid.um_per_px for grid in grids)
+        grids = [Grid.of(volume.images, coarsest) for volume in volumes]
     smallest, *_, largest = sorted([grid.um_per_px for grid in grids] * 2)
     if largest > 1.2 * smallest:
         raise ValueError(f"fit(): pixels measure {smallest:g} to {largest:g} um; resample them to one size")
     height, width = (max(grid.levels.shape[axis] for grid in grids) for axis in (1, 2))
     sections = []
     for grid, volume in zip(grids, volumes, strict=True):
-        labels = np.asarray(volume.labels)[:, :: grid.factor, :: grid.factor][:, : grid.levels.shape[1]]
+        labels = grid.middles(np.asarray(volume.labels))
         for image, target in zip(grid.inputs(slice(None), located=False), labels, strict=True):
             margins = (0, width - image.shape[2], 0, height - image.shape[1])
             padded = F.pad(image[None], margins, mode="replicate")[0]
@@ -519,7 +526,10 @@ class Session:
             If a setting is out of range, or the model is for other channels or pixels.
         """
         settings.check()
-        wanted = model.um_per_px if model is not None and settings.working_um is None else settings.working_um
+        wanted = settings.working_um
+        if model is not None and wanted is None:
+            own = 1000 * math.sqrt(images.space.spacing[1] * images.space.spacing[2])
+            wanted = max(model.um_per_px, own)
         grid = Grid.of(images, wanted)
         if model is not None:
             channels = model.network.fields[0].down[0][0].in_channels  # type: ignore[index, union-attr]
@@ -580,12 +590,21 @@ class Session:
         return self._features
 
     def spread(
-        self, marks: NDArray[np.int32], heat: NDArray[np.float32] | None, sections: slice = slice(None)
+        self,
+        marks: NDArray[np.int32],
+        heat: NDArray[np.float32] | None,
+        sections: slice = slice(None),
+        anew: bool = False,
     ) -> NDArray[np.float32]:
-        """Chances (L, Z, Y, X) of a random walker from the strokes of some sections; the heat maps are its prior."""
+        """Chances (L, Z, Y, X) of a random walker from the strokes of some sections; the heat maps are its prior.
+
+        It goes on from the chances of earlier strokes, unless `anew`.
+        """
         options = walker_options(self.grid, marks, self.settings, self.prior_weight)
         start = None
-        if self._chances is not None and len(self._chances) == marks.max():  # of other strokes: not far from these
+        if (
+            not anew and self._chances is not None and len(self._chances) == marks.max()
+        ):  # of other strokes: not far from these
             start = self._chances[:, sections]
         prior = None if heat is None else heat[:, sections]
         return random_walker(self.grid.levels[sections], marks[sections], self.grid.spacing, options, prior, start)
@@ -634,12 +653,13 @@ class Session:
         with self._timed("metric learning"):
             z, y, x = np.nonzero(marks)
             classes = marks[z, y, x].astype(np.int64) - 1
-            if self.model is None and self._chances is not None:
-                sure = np.flatnonzero(self._chances.max(axis=0) >= self.settings.sure)
+            if self.model is None:
+                chances = self.spread(marks, None)
+                sure = np.flatnonzero(chances.max(axis=0) >= self.settings.sure)
                 some = np.random.default_rng(self.settings.seed).choice(sure, min(len(sure), 20000), replace=False)
                 sz, sy, sx = np.unravel_index(some, marks.shape)
                 z, y, x = np.r_[z, sz], np.r_[y, sy], np.r_[x, sx]
-                classes = np.r_[classes, self._chances[:, sz, sy, sx].argmax(axis=0)]
+                classes = np.r_[classes, chances[:, sz, sy, sx].argmax(axis=0)]
             pixels = torch.from_numpy(features[z, :, y, x].astype(np.float32))
             labels = torch.from_numpy(classes)
             if self.model is not None and self.model.n_classes == marks.max():
@@ -661,13 +681,19 @@ class Session:
         )
         if given.gamma is not None:
             return base, {}
-        key = content_key(ALGORITHM, int(marks.max()), asdict(self.settings), self.prior_weight, self.grid.levels)
+        model = None if self.model is None else _weights(self.model.network)
+        key = content_key(ALGORITHM, int(marks.max()), asdict(self.settings), self.grid.levels, model)
         kept = self._cut or (self.store.load("gamma", key) if self.store is not None else None)
         if kept is None:  # the first strokes decide: a choice takes longer than a result
             options, right = choose_cut(self, marks, heat, base)
             if not right:
                 return options, {}
-            kept = {"gamma": np.array(options.gamma), "tried": np.array([*right]), "right": np.array([*right.values()])}
+            kept = {
+                "gamma": np.array(options.gamma),
+                "tried": np.array([*right]),
+                "right": np.array([*right.values()]),
+                "drawn": np.asarray(marks.any(axis=(1, 2))),
+            }
             if self.store is not None:
                 self.store.save("gamma", key, kept)
         self._cut = kept
@@ -706,7 +732,33 @@ class Session:
         own_labels = np.array(scribbles.classes)[full]
         label_map = LabelMap(own_labels, self.images.space, scribbles.label_map.table, self.images.source)
         suggestions = suggest_sections(uncertainty, scribbles.sections)
-        return Segmentation(label_map, heat, uncertainty, organs, suggestions, options, chosen)
+        return Segmentation(
+            label_map, heat, uncertainty, organs, suggestions, options, chosen, notes=self._notes(scribbles, chosen)
+        )
+
+    def _notes(self, scribbles: Scribbles, chosen: Mapping[str, float]) -> tuple[str, ...]:
+        notes = []
+        if chosen and self._cut is not None:
+            before = np.flatnonzero(self._cut["drawn"]).tolist()
+            if tuple(before) != scribbles.sections:
+                notes.append(
+                    f"gamma was chosen when {len(before)} sections were drawn on, now there are "
+                    f"{len(scribbles.sections)}; it is chosen anew in a new folder."
+                )
+            if max(chosen.values()) < FEW_RIGHT:
+                notes.append(
+                    f"Of strokes that were left out for a test {max(chosen.values()):.0%} came out right: the drawn "
+                    "sections lie far apart; draw on sections between them."
+                )
+        n_classes = len(scribbles.classes)
+        if self.model is not None and self.model.n_classes != n_classes:
+            notes.append(
+                f"The model knows {self.model.n_classes - 1} organs, the strokes {n_classes - 1}: only its features "
+                "are used, not what it has learnt of its organs."
+            )
+        elif self.model is not None and scribbles.classes != tuple(range(n_classes)):
+            notes.append("The strokes leave out numbers of organs: they are taken for the model's organs in order.")
+        return tuple(notes)
 
     def _timed(self, stage: str) -> _Timer:
         return _Timer(self.seconds, stage)
@@ -731,7 +783,7 @@ def walker_options(grid: Grid, marks: NDArray[np.int32], settings: Settings, pri
     if contrast is None:
         tissue = tissue_mask(grid.levels)
         change = np.linalg.norm(np.diff(grid.levels, axis=2), axis=-1)[tissue[:, :, 1:] & tissue[:, :, :-1]]
-        contrast = max(1.0, 0.8 * float(np.median(change))) if change.size else 1.0
+        contrast = max(LEAST_CONTRAST, 0.8 * float(np.median(change))) if change.size else LEAST_CONTRAST
     if delta is None:
         drawn = np.flatnonzero(marks.any(axis=(1, 2)))
         sections = float(np.median(np.diff(drawn))) if len(drawn) > 1 else len(marks) / 2
@@ -750,7 +802,7 @@ def sections_around(marks: NDArray[np.int32], z: int) -> slice:
 def choose_cut(
     session: Session, marks: NDArray[np.int32], heat: NDArray[np.float32] | None, base: CutOptions
 ) -> tuple[CutOptions, dict[str, float]]:
-    """The gamma at which most left-out strokes come out right, of equals the largest.
+    """The gamma at which most left-out strokes come out right, of equals .3, else the smallest.
 
     Each drawn section but the first and last loses its strokes in turn; the sections between the drawn ones around it,
     these included, are walked and cut without them.
@@ -774,7 +826,7 @@ def choose_cut(
         without[z] = 0
         if len(np.unique(without[part])) <= marks.max():
             continue
-        chances = session.spread(without, heat, part)
+        chances = session.spread(without, heat, part, anew=True)  # what is hidden must not shine through
         levels = np.rint(session.grid.levels[part]).astype(np.uint8)
         levels = levels[..., 0] if levels.shape[-1] == 1 else levels
         seeds = np.stack([without[part] == label + 1 for label in range(len(chances))])
@@ -787,7 +839,7 @@ def choose_cut(
     scores = {gamma: float(np.mean(shares)) for gamma, shares in right.items() if shares}
     if not scores:
         return replace(base, gamma=1.0), {}
-    best = max(scores, key=lambda gamma: (round(scores[gamma], 3), gamma))
+    best = max(scores, key=lambda gamma: (round(scores[gamma], 3), gamma == USUAL_GAMMA, -gamma))
     return replace(base, gamma=best), {f"{gamma:g}": share for gamma, share in scores.items()}
 
 
