@@ -50,7 +50,7 @@ from scribble_cases import DATA, Case, mouse_mri, mouse_stack, scores
 BETAS = (130, 10000)  # the default, and a better one
 WALKERS = {f"random walker, beta {beta}, {kind} spacing": (beta, kind) for beta in BETAS for kind in ("true", "unit")}
 FOREST = "random forest"
-CUTS = {f"random forest, graph cut, gamma {gamma}": gamma for gamma in (0.3, 1.0, 3.0)}
+CUTS = {f"random forest, graph cut, gamma {gamma}": gamma for gamma in (0.3, 1.0, 3.0, 10.0)}
 SIGMAS = (1, 2, 4, 8)  # pixels
 TREES, SMALLEST_LEAF = 200, 3
 HARD = 1000.0  # of a seed: more than its neighbours can hold
@@ -73,7 +73,7 @@ def main() -> None:
         return
     results = Results(given.out)
     stack = mouse_stack()
-    chosen = [c for c in [*mouse_mri(slice(10, 15)), *stack] if c.name.startswith(tuple(given.only or [""]))]
+    chosen = [c for c in [*stack, *mouse_mri(slice(10, 15))] if c.name.startswith(tuple(given.only or [""]))]
     for seed in SEEDS:
         for case in chosen:
             if seed == 0 or case in stack:
