@@ -29,7 +29,7 @@ from limner.run_record import machine, package_versions
 from scribble_cases import MOUSE_MRI, Case, mouse_mri, mouse_stack, scores
 
 TRAINED, TESTED = slice(0, 10), slice(10, 15)
-MODEL_STEPS = 2500
+MODEL_STEPS, STROKES_STEPS = 2500, 200
 
 
 def main() -> None:
@@ -81,9 +81,9 @@ def trained(path: Path) -> dict[str, Model]:
 
 def ladder(data: str, case: Case, strokes: Scribbles, model: Model | None) -> Iterator[dict[str, Any]]:
     """A row for each step, every one on top of those before; networks not on the large stack, where they take hours."""
-    given = Settings(gamma=0.0)
+    given = Settings(gamma=0.0, steps=STROKES_STEPS)
     if data == "mri":
-        alone = Settings(fields=1, sure=1.0, prior_weight=0.01)
+        alone = Settings(fields=1, sure=1.0, prior_weight=0.01, steps=STROKES_STEPS)
         yield row(case, "U-Net, strokes alone", network_heat(Session.open(case.images, alone), strokes)[1] > 0.5, {})
         given = replace(given, prior_weight=0.01)
         one = replace(given, fields=1)
