@@ -601,11 +601,8 @@ class Session:
         It goes on from the chances of earlier strokes, unless `anew`.
         """
         options = walker_options(self.grid, marks, self.settings, self.prior_weight)
-        start = None
-        if (
-            not anew and self._chances is not None and len(self._chances) == marks.max()
-        ):  # of other strokes: not far from these
-            start = self._chances[:, sections]
+        earlier = None if anew or self._chances is None or len(self._chances) != marks.max() else self._chances
+        start = None if earlier is None else earlier[:, sections]
         prior = None if heat is None else heat[:, sections]
         return random_walker(self.grid.levels[sections], marks[sections], self.grid.spacing, options, prior, start)
 
