@@ -41,7 +41,8 @@ class ScribblesSegment:
 
     Writes into OUT: labels, uncertainty and heat maps in the format of IMAGES, volumes.csv, the label table,
     report.html and run.json. Look at the report, draw more strokes where it errs, and give the same command again. What
-    a network saw in the sections is kept for that, and for a run that was stopped; the rest is done anew.
+    a network saw in the sections is kept for that, and for a run that was stopped, and so is the gamma that was chosen;
+    the rest is done anew.
     """
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
