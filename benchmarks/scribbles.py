@@ -23,9 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from limner.annotations import Scribbles
-from limner.methods.scribbles import LabelledVolume, Model, Session, Settings, fit, from_model, to_model
+from limner.methods.scribbles import Session
 from limner.model_file import read_model
 from limner.run_record import machine, package_versions
+from limner.scribble_settings import Settings
+from limner.stroke_network import LabelledVolume, Model, fit, from_model, to_model
 from scribble_cases import MOUSE_MRI, Case, mouse_mri, mouse_stack, scores
 
 TRAINED, TESTED = slice(0, 10), slice(10, 15)

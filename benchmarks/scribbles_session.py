@@ -13,8 +13,9 @@ import json
 import time
 from pathlib import Path
 
-from limner.methods.scribbles import Session, Settings
+from limner.methods.scribbles import Session
 from limner.run_record import machine, package_versions
+from limner.scribble_settings import Settings
 from limner.space import Space
 from limner.volume import LabelMap, Volume
 from scribble_cases import Case, mouse_stack

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 import limner.cli.scribbles_fit
 from limner.cli import main
-from limner.methods.scribbles import LabelledVolume, from_model
 from limner.model_file import read_model
+from limner.stroke_network import LabelledVolume, from_model
 
 SHAPE = (4, 32, 40)
 QUICK = ["--steps", "3", "--fields", "1", "--batch", "2", "--patch", "32", "--device", "cpu"]

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 import limner.cli.scribbles_segment
-import limner.methods.scribbles
+import limner.stroke_network
 from limner.annotations import Scribbles
 from limner.cli import main
 from limner.graph_cut import CutOptions
@@ -579,7 +579,7 @@ def test_strokes_become_organs_and_features_are_kept_while_they_change(
     def trained(*_: object) -> None:
         raise AssertionError("the network was trained again")
 
-    monkeypatch.setattr(limner.methods.scribbles, "train", trained)
+    monkeypatch.setattr(limner.stroke_network, "train", trained)
     more = marks()
     more[3, 22, 5:11] = 2  # where the image says background
     write_volume(data / "strokes.nii.gz", more)

@@ -2,50 +2,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from scipy import ndimage
 
-from limner.annotations import Scribbles, simulate_scribbles
 from limner.graph_cut import CutOptions
-from limner.methods.scribbles import (
-    LabelledVolume,
-    Session,
-    Settings,
-    choose_cut,
-    fit,
-    from_model,
-    learn,
-    segment,
-    suggest_sections,
-    to_model,
-    train_on_strokes,
-    walker_options,
-)
+from limner.methods.scribbles import Session, choose_cut, segment, suggest_sections, walker_options
 from limner.model_file import read_model
 from limner.run_record import Store
+from limner.scribble_settings import Settings
 from limner.space import Space
-from limner.volume import LabelMap, Volume
+from limner.stroke_network import LabelledVolume, fit, from_model, to_model
+from limner.volume import Volume
 from limner.working_grid import Grid
 
 QUICK = Settings(fields=2, steps=30, batch=2, learning_steps=60, rate=1e-2)
 DRAWN = (4, 10, 16)
-
-
-def _phantom(rgb=False, seed=0, shape=(20, 40, 48)):
-    """A bent ellipsoid that is brighter than its surroundings by as much as the noise, and another, darker organ."""
-    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    labels = np.zeros(shape, np.uint8)
-    labels[(z / 0.9) ** 2 + ((y - 0.3 * z) / 0.5) ** 2 + ((x + 0.4) / 0.35) ** 2 < 1] = 1
-    labels[(z / 0.9) ** 2 + (y / 0.4) ** 2 + ((x - 0.5) / 0.3) ** 2 < 1] = 2
-    draw = np.random.default_rng(seed)
-    levels = 100 + 40.0 * (labels == 1) - 40.0 * (labels == 2) + draw.normal(0, 12, shape)
-    pixels = np.clip(levels, 0, 255).astype(np.uint8)
-    space = Space(shape, (0.1, 0.05, 0.05))
-    return Volume(np.stack([pixels] * 3, axis=-1) if rgb else pixels, space), labels
-
-
-def _strokes(images, labels, organs, drawn=DRAWN, seed=0):
-    return Scribbles.from_marks(LabelMap(simulate_scribbles(labels, organs, drawn, seed), images.space))
 
 
 def _iou(found, truth):
@@ -53,9 +23,9 @@ def _iou(found, truth):
 
 
 @pytest.mark.parametrize("rgb", [False, True])
-def test_two_organs_come_out_better_than_by_the_nearest_stroke(rgb):
-    images, labels = _phantom(rgb)
-    strokes = _strokes(images, labels, [1, 2])
+def test_two_organs_come_out_better_than_by_the_nearest_stroke(rgb, phantom, strokes_on):
+    images, labels = phantom(rgb)
+    strokes = strokes_on(images, labels, [1, 2])
     result = segment(images, strokes, Settings())
     marks = np.where(strokes.weights > 0, strokes.label_map.labels + 1, 0)
     nearest = ndimage.distance_transform_edt(
@@ -67,9 +37,9 @@ def test_two_organs_come_out_better_than_by_the_nearest_stroke(rgb):
         assert _iou(result.labels.labels == organ, labels == organ) > 0.1 + _iou(by_distance == organ, labels == organ)
 
 
-def test_a_result_agrees_with_itself():
-    images, labels = _phantom()
-    strokes = _strokes(images, labels, [1, 2])
+def test_a_result_agrees_with_itself(phantom, strokes_on):
+    images, labels = phantom()
+    strokes = strokes_on(images, labels, [1, 2])
     result = segment(images, strokes, Settings(gamma=1.0))
     marked = strokes.weights > 0
     np.testing.assert_array_equal(result.labels.labels[marked], strokes.label_map.labels[marked])
@@ -86,9 +56,9 @@ def test_a_result_agrees_with_itself():
     assert (result.cut, result.chosen) == (CutOptions(1.0, 10.0, 0.1), {})
 
 
-def test_a_larger_gamma_gives_a_smoother_surface():
-    images, labels = _phantom()
-    strokes = _strokes(images, labels, [1])
+def test_a_larger_gamma_gives_a_smoother_surface(phantom, strokes_on):
+    images, labels = phantom()
+    strokes = strokes_on(images, labels, [1])
 
     def surface(gamma):
         organ = segment(images, strokes, Settings(gamma=gamma)).labels.labels == 1
@@ -97,9 +67,9 @@ def test_a_larger_gamma_gives_a_smoother_surface():
     assert surface(3.0) < surface(0.0)
 
 
-def test_gamma_is_the_one_at_which_left_out_strokes_come_out_right():
-    images, labels = _phantom()
-    strokes = _strokes(images, labels, [1])
+def test_gamma_is_the_one_at_which_left_out_strokes_come_out_right(phantom, strokes_on):
+    images, labels = phantom()
+    strokes = strokes_on(images, labels, [1])
     session = Session.open(images, Settings())
     marks = session.grid.marks(strokes)
     options, right = choose_cut(session, marks, None, CutOptions())
@@ -110,20 +80,20 @@ def test_gamma_is_the_one_at_which_left_out_strokes_come_out_right():
     assert (result.cut, result.chosen) == (options, right)
 
 
-def test_strokes_may_be_drawn_on_one_section_only():
-    images, labels = _phantom()
-    result = segment(images, _strokes(images, labels, [1], drawn=(10,)), Settings())
+def test_strokes_may_be_drawn_on_one_section_only(phantom, strokes_on):
+    images, labels = phantom()
+    result = segment(images, strokes_on(images, labels, [1], drawn=(10,)), Settings())
     assert result.cut.gamma == 1.0
     assert _iou(result.labels.labels[10] == 1, labels[10] == 1) > 0.7
 
 
-def test_more_strokes_redo_neither_network_nor_features(tmp_path):
-    images, labels = _phantom()
+def test_more_strokes_redo_neither_network_nor_features(tmp_path, phantom, strokes_on):
+    images, labels = phantom()
     settings = replace(QUICK, prior_weight=0.1)
-    first = segment(images, _strokes(images, labels, [1]), settings, store=Store(tmp_path))
+    first = segment(images, strokes_on(images, labels, [1]), settings, store=Store(tmp_path))
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npz")}
     assert len([name for name in kept if name.startswith("features-")]) == 20
-    more = _strokes(images, labels, [1], drawn=(2, *DRAWN), seed=5)
+    more = strokes_on(images, labels, [1], drawn=(2, *DRAWN), seed=5)
     second = segment(images, more, settings, store=Store(tmp_path))
     now = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npz")}
     assert now == kept
@@ -133,70 +103,44 @@ def test_more_strokes_redo_neither_network_nor_features(tmp_path):
     assert (first.heat_maps != second.heat_maps).any()
 
 
-def test_a_session_gives_the_heat_map_of_one_section_as_of_all():
-    images, labels = _phantom()
-    strokes = _strokes(images, labels, [1])
+def test_a_session_gives_the_heat_map_of_one_section_as_of_all(phantom, strokes_on):
+    images, labels = phantom()
+    strokes = strokes_on(images, labels, [1])
     session = Session.open(images, replace(QUICK, prior_weight=0.1))
     np.testing.assert_allclose(session.heat_maps(strokes)[:, 7], session.heat_map(strokes, 7), atol=1e-6)
 
 
-@pytest.mark.parametrize("metric_learning", [False, True])
-def test_learns_to_tell_pixels_apart(metric_learning):
-    draw = torch.Generator().manual_seed(0)
-    labels = torch.randint(3, (600,), generator=draw)
-    angle = 2 * labels + 0.3 * torch.randn(600, generator=draw)
-    features = torch.stack([5 * angle.cos(), 5 * angle.sin(), 1e3 + torch.randn(600, generator=draw)], dim=1)
-    learned = learn(features, labels, 3, replace(QUICK, metric_learning=metric_learning, learning_steps=200))
-    heat = learned(features.T[None, :, :, None])[0, :, :, 0]
-    assert (heat.argmax(dim=0) == labels).float().mean() > 0.95
-    torch.testing.assert_close(heat.sum(dim=0), torch.ones(600))
-
-
-def test_a_model_of_other_volumes_finds_the_organ_far_from_strokes(tmp_path):
+def test_a_model_of_other_volumes_finds_the_organ_far_fromstrokes_on(tmp_path, phantom, strokes_on):
     volumes = []
     for seed in (1, 2):
-        images, labels = _phantom(seed=seed)
+        images, labels = phantom(seed=seed)
         volumes.append(LabelledVolume(images, (labels == 2).astype(np.uint8)))
     model, losses = fit(volumes, replace(QUICK, steps=60))
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     path = tmp_path / "model.safetensors"
     to_model(model, {}).write(path)
     again = from_model(read_model(path, "scribbles"))
-    images, labels = _phantom()
-    strokes = _strokes(images, labels, [2], drawn=(4,))
+    images, labels = phantom()
+    strokes = strokes_on(images, labels, [2], drawn=(4,))
     with_model = segment(images, strokes, Settings(gamma=0.3), again)
     alone = segment(images, strokes, Settings(gamma=0.3))
     assert _iou(with_model.labels.labels == 1, labels == 2) > 0.1 + _iou(alone.labels.labels == 1, labels == 2)
     np.testing.assert_array_equal(with_model.heat_maps, segment(images, strokes, Settings(gamma=0.3), model).heat_maps)
 
 
-def test_a_network_learns_strokes_where_the_walker_is_sure_of_nothing():
-    images, labels = _phantom()
-    session = Session.open(images, QUICK)
-    strokes = _strokes(images, labels, [1])
-    marks = session.grid.marks(strokes)
-    unsure = np.full((2, *marks.shape), 0.5, np.float32)
-    network = train_on_strokes(session.grid, marks, unsure, QUICK, "cpu", lambda *_: None)
-    with torch.no_grad():
-        logits = network(session.grid.inputs(list(DRAWN), located=True))
-    found = logits.argmax(dim=1).numpy() + 1
-    drawn = marks[list(DRAWN)]
-    assert (found[drawn > 0] == drawn[drawn > 0]).mean() > 0.8
-
-
-def test_a_coarser_grid_gives_labels_of_full_size_and_thick_organs_the_same():
-    images, labels = _phantom(shape=(20, 80, 96))
-    strokes = _strokes(images, labels, [1])
+def test_a_coarser_grid_gives_labels_of_full_size_and_thick_organs_the_same(phantom, strokes_on):
+    images, labels = phantom(shape=(20, 80, 96))
+    strokes = strokes_on(images, labels, [1])
     coarse = segment(images, strokes, Settings(working_um=100.0, gamma=0.3))
     assert coarse.labels.labels.shape == labels.shape
     assert _iou(coarse.labels.labels == 1, labels == 1) > 0.75
 
 
-def test_walkers_hardly_cross_edges_where_drawn_sections_are_far_apart():
-    images, labels = _phantom()
+def test_walkers_hardly_cross_edges_where_drawn_sections_are_far_apart(phantom, strokes_on):
+    images, labels = phantom()
     grid = Grid.of(images, None)
-    near = walker_options(grid, grid.marks(_strokes(images, labels, [1], drawn=(9, 10))), Settings(), 0.0)
-    far = walker_options(grid, grid.marks(_strokes(images, labels, [1], drawn=(4, 14))), Settings(), 0.0)
+    near = walker_options(grid, grid.marks(strokes_on(images, labels, [1], drawn=(9, 10))), Settings(), 0.0)
+    far = walker_options(grid, grid.marks(strokes_on(images, labels, [1], drawn=(4, 14))), Settings(), 0.0)
     assert near.delta == pytest.approx(0.05)  # a gap of one section, two pixels: 0.1, at most 0.05
     assert far.delta == pytest.approx(0.4 / 20**2)
     assert near.contrast == far.contrast > 1
@@ -208,46 +152,40 @@ def test_suggests_uncertain_sections_apart_from_each_other_and_from_drawn_ones()
     assert suggest_sections(uncertainty, (6,)) == (11, 20, 30)
 
 
-def test_refuses_what_cannot_be():
-    images, labels = _phantom()
-    strokes = _strokes(images, labels, [1])
-    other, _ = _phantom(shape=(20, 40, 50))
+def test_refuses_what_cannot_be(phantom, strokes_on):
+    images, labels = phantom()
+    strokes = strokes_on(images, labels, [1])
+    other, _ = phantom(shape=(20, 40, 50))
     with pytest.raises(ValueError, match=r"strokes have shape \(20, 40, 48\), images \(20, 40, 50\)"):
         segment(other, strokes, Settings())
     with pytest.raises(ValueError, match="--gamma: -1 is not possible; give 0 or more"):
         segment(images, strokes, Settings(gamma=-1))
-    with pytest.raises(ValueError, match="--width: 12 is no multiple of 8"):
-        Settings(width=12).check()
-    with pytest.raises(ValueError, match="5 fields of view; give 1 to 4"):
-        Settings(fields=5).check()
     with pytest.raises(ValueError, match="--working-um: 10 um is finer than the images"):
         segment(images, strokes, Settings(working_um=10))
     model, _ = fit([LabelledVolume(images, (labels == 1).astype(np.uint8))], replace(QUICK, steps=2))
-    rgb, _ = _phantom(rgb=True)
+    rgb, _ = phantom(rgb=True)
     with pytest.raises(ValueError, match="the model is for grey sections, the images are RGB"):
         segment(rgb, strokes, Settings(), model)
-    with pytest.raises(ValueError, match="no organ is labelled"):
-        fit([LabelledVolume(images, np.zeros_like(labels))], QUICK)
 
 
-def test_an_organ_may_be_taken_away_in_a_session():
-    images, labels = _phantom()
+def test_an_organ_may_be_taken_away_in_a_session(phantom, strokes_on):
+    images, labels = phantom()
     session = Session.open(images, replace(QUICK, prior_weight=0.1, gamma=0.3))
-    session.segment(_strokes(images, labels, [1, 2]))
-    assert session.segment(_strokes(images, labels, [1])).labels.labels.max() == 1
+    session.segment(strokes_on(images, labels, [1, 2]))
+    assert session.segment(strokes_on(images, labels, [1])).labels.labels.max() == 1
 
 
-def test_says_when_a_model_knows_other_organs():
-    images, labels = _phantom()
+def test_says_when_a_model_knows_other_organs(phantom, strokes_on):
+    images, labels = phantom()
     model, _ = fit([LabelledVolume(images, labels)], replace(QUICK, steps=5))
-    notes = segment(images, _strokes(images, labels, [1]), Settings(gamma=0.3), model).notes
+    notes = segment(images, strokes_on(images, labels, [1]), Settings(gamma=0.3), model).notes
     assert notes == (
         "The model knows 2 organs, the strokes 1: only its features are used, not what it has learnt of its organs.",
     )
 
 
-def test_a_volume_a_little_coarser_than_the_model_is_taken_as_it_is():
-    images, labels = _phantom()
+def test_a_volume_a_little_coarser_than_the_model_is_taken_as_it_is(phantom):
+    images, labels = phantom()
     model, _ = fit([LabelledVolume(images, (labels == 1).astype(np.uint8))], replace(QUICK, steps=2))
     coarser = Space(images.space.shape, (0.1, 0.07, 0.07))
     assert Session.open(Volume(images.pixels, coarser), Settings(), model).grid.factor == 1

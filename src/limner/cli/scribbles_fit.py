@@ -23,8 +23,9 @@ from limner.cli.image_files import hash_stack
 from limner.cli.model_output import check_model_path, thinned
 from limner.cli.progress import progress_on
 from limner.io import read, read_label_volume, read_table
-from limner.methods.scribbles import LabelledVolume, Model, Settings, fit, to_model
 from limner.run_record import content_key, package_versions, to_plain, utc_now
+from limner.scribble_settings import Settings
+from limner.stroke_network import LabelledVolume, Model, fit, to_model
 from limner.volume import LabelMap, Volume
 
 NONE = "(default: none)"

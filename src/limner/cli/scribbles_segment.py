@@ -23,11 +23,13 @@ from limner.cli.run_folder import RunFolder
 from limner.cli.scribbles_results import organ_records, report_of, write_results
 from limner.io import default_colour, read, read_label_volume, read_labels, read_table
 from limner.io.geojson_sections import holds_geojson
-from limner.methods.scribbles import ALGORITHM, TASK, Segmentation, Session, Settings, from_model
+from limner.methods.scribbles import ALGORITHM, Segmentation, Session
 from limner.metrics.pixels import overlap_per_label
 from limner.model_file import read_model
 from limner.report.scribbles import SCORES
 from limner.run_record import RunRecord, hash_file, to_plain
+from limner.scribble_settings import Settings
+from limner.stroke_network import TASK, from_model
 from limner.volume import Label, LabelMap, LabelTable, Volume
 
 NONE = "(default: none)"

@@ -1,0 +1,346 @@
+"""The network that tells an organ's pixels from others, trained on volumes labelled in full or on strokes.
+
+Multi-field-of-view U-Net of Harada et al. 2019; its frozen features, a vector for each pixel; and what is learnt on
+these from strokes within seconds: discriminative metric learning (Hu et al. 2014,
+https://doi.org/10.1109/CVPR.2014.242) and the 1 x 1 layer, which gives heat maps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limner.augmentation import Augmentation, augment
+from limner.losses.metric_learning import metric_learning_loss, sample_pairs
+from limner.model_file import ModelFile
+from limner.networks.embedding import HeatMapHead
+from limner.networks.multi_field_unet import MultiFieldUNet
+from limner.scribble_settings import MAGNIFICATIONS, Settings
+from limner.volume import Volume
+from limner.working_grid import Grid
+
+TASK = "scribbles"
+UNKNOWN = -1
+SAMPLED_SECTIONS, SAMPLED_PIXELS = 60, 15_000  # of the volumes that a model was trained on
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class LabelledVolume:
+    """A volume that is labelled in full, to train on: labels (Z, Y, X), 0 background, 1, 2, ... organs."""
+
+    images: Volume
+    labels: NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network trained on other volumes.
+
+    Parameters
+    ----------
+    network : MultiFieldUNet
+        In evaluation.
+    settings : Settings
+        It was trained with.
+    n_classes : int
+        Background and organs.
+    um_per_px : float
+        Pixel size it works at, micrometres.
+    features, labels : Tensor
+        Some pixels of the volumes, shape (N, C), and their classes, shape (N,): metric learning pairs these too.
+    names : tuple of str
+        Of the organs.
+    """
+
+    network: MultiFieldUNet
+    settings: Settings
+    n_classes: int
+    um_per_px: float
+    features: Tensor
+    labels: Tensor
+    names: tuple[str, ...] = ()
+
+
+def build(settings: Settings, n_classes: int, channels: int) -> MultiFieldUNet:
+    """The untrained network, its weights drawn by `Settings.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        widths = (settings.width, 2 * settings.width, 4 * settings.width)
+        return MultiFieldUNet(n_classes, channels, widths, MAGNIFICATIONS[: settings.fields])
+
+
+def train(
+    network: MultiFieldUNet,
+    sections: Sequence[tuple[Tensor, NDArray[np.integer[Any]]]],
+    settings: Settings,
+    device: str = "cpu",
+    progress: Progress = lambda *_: None,
+) -> list[float]:
+    """Minimise the cross-entropy of known pixels on augmented sections (Adam, decoupled weight decay).
+
+    Parameters
+    ----------
+    network : MultiFieldUNet
+        Changed in place.
+    sections : sequence of (Tensor, ndarray of int)
+        Inputs (C, Y, X) and classes (Y, X) with `UNKNOWN` where nothing is known; all of one size.
+    settings : Settings
+        Steps, batch, rate, patch, seed.
+    device, progress
+        As of `segment`.
+
+    Returns
+    -------
+    list of float
+        Loss of each step.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=1e-2)
+    network.train().to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
+    losses = []
+    for step in range(settings.steps):
+        for group in optimiser.param_groups:
+            warm = min(1.0, (step + 1) / 20)
+            group["lr"] = settings.rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        chosen = torch.randint(len(sections), (settings.batch,), generator=generator).tolist()
+        images = torch.stack([sections[i][0] for i in chosen])
+        targets = torch.from_numpy(np.stack([sections[i][1] for i in chosen]).astype(np.int64))
+        images, targets, inside = augment(images, targets, Augmentation(), generator)
+        regions = [_region(target, settings.patch, generator) for target in targets]
+        known = torch.stack(
+            [t[r] * (i[r] > 0) + UNKNOWN * (i[r] == 0) for t, i, r in zip(targets, inside, regions, strict=True)]
+        )
+        logits = network(images.to(device, memory_format=torch.channels_last), regions)
+        total = F.cross_entropy(logits, known.to(device), ignore_index=UNKNOWN, reduction="sum")
+        loss = total / max(1, int((known != UNKNOWN).sum()))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+        progress("network", step + 1, settings.steps)
+    network.eval()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as when read from a file
+    return losses
+
+
+def _region(targets: Tensor, patch: int, generator: torch.Generator) -> tuple[slice, slice]:
+    """At most `patch` pixels a side, around a known pixel."""
+    known = (targets != UNKNOWN).nonzero()
+    centre = known[torch.randint(len(known), (), generator=generator)] if len(known) else torch.tensor([0, 0])
+    spans = []
+    for middle, n in zip(centre.tolist(), targets.shape, strict=True):
+        first = min(max(0, middle - patch // 2), max(0, n - patch))
+        spans.append(slice(first, min(first + patch, n)))
+    return spans[0], spans[1]
+
+
+def fit(
+    volumes: Sequence[LabelledVolume], settings: Settings, device: str = "cpu", progress: Progress = lambda *_: None
+) -> tuple[Model, list[float]]:
+    """Train the network on volumes that are labelled in full.
+
+    Parameters
+    ----------
+    volumes : sequence of LabelledVolume
+        All grey or all RGB, of nearly one pixel size.
+    settings : Settings
+        Network and schedule.
+    device, progress
+        As of `segment`.
+
+    Returns
+    -------
+    model : Model
+        In evaluation.
+    losses : list of float
+        Of each step.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range, no organ is labelled, or the volumes do not go together.
+    """
+    settings.check()
+    n_classes = 1 + max(int(volume.labels.max()) for volume in volumes)
+    if n_classes < 2:
+        raise ValueError("fit(): no organ is labelled; give labels in which organs are 1, 2, ...")
+    grids = [Grid.of(volume.images, settings.working_um) for volume in volumes]
+    if len({grid.levels.shape[3] for grid in grids}) > 1:
+        raise ValueError("fit(): some volumes are grey and some RGB; give volumes of one kind")
+    if settings.working_um is None and len({grid.factor for grid in grids}) > 1:  # one of them is a large volume
+        coarsest = max(grid.um_per_px for grid in grids)
+        grids = [Grid.of(volume.images, coarsest) for volume in volumes]
+    smallest, *_, largest = sorted([grid.um_per_px for grid in grids] * 2)
+    if largest > 1.2 * smallest:
+        raise ValueError(f"fit(): pixels measure {smallest:g} to {largest:g} um; resample them to one size")
+    height, width = (max(grid.levels.shape[axis] for grid in grids) for axis in (1, 2))
+    sections = []
+    for grid, volume in zip(grids, volumes, strict=True):
+        labels = grid.middles(np.asarray(volume.labels))
+        for image, target in zip(grid.inputs(slice(None), located=False), labels, strict=True):
+            margins = (0, width - image.shape[2], 0, height - image.shape[1])
+            padded = F.pad(image[None], margins, mode="replicate")[0]
+            known = np.pad(target.astype(np.int64), ((0, margins[3]), (0, margins[1])), constant_values=UNKNOWN)
+            sections.append((padded, known))
+    network = build(settings, n_classes, grids[0].levels.shape[3])
+    losses = train(network, sections, settings, device, progress)
+    features, classes = _some_pixels(network, sections, settings, device)
+    um_per_px = float(np.mean([grid.um_per_px for grid in grids]))
+    return Model(network, settings, n_classes, um_per_px, features, classes), losses
+
+
+def _some_pixels(
+    network: MultiFieldUNet,
+    sections: Sequence[tuple[Tensor, NDArray[np.integer[Any]]]],
+    settings: Settings,
+    device: str,
+) -> tuple[Tensor, Tensor]:
+    """Features and classes of `SAMPLED_PIXELS` pixels, half of them from sections with an organ."""
+    draw = np.random.default_rng(settings.seed)
+    with_organ = [i for i, (_, labels) in enumerate(sections) if labels.max() > 0]
+    chosen = [*draw.choice(len(sections), SAMPLED_SECTIONS // 2), *draw.choice(with_organ, SAMPLED_SECTIONS // 2)]
+    features, classes = [], []
+    for i in chosen:
+        image, labels = sections[i]
+        known = np.flatnonzero(labels != UNKNOWN)
+        some = draw.choice(known, min(len(known), SAMPLED_PIXELS // SAMPLED_SECTIONS), replace=False)
+        seen = described(network, image[None].to(device))[0].flatten(1)[:, some]
+        features.append(seen.T.cpu())
+        classes.append(torch.from_numpy(labels.ravel()[some].astype(np.int64)))
+    return torch.cat(features), torch.cat(classes)
+
+
+@torch.no_grad()
+def described(network: MultiFieldUNet, image: Tensor) -> Tensor:
+    """Frozen features of sections: the layer before the last, and the logits; (B, C, Y, X) to (B, C', Y, X)."""
+    features = network.features(image)
+    return torch.cat([features, network.head(features)], dim=1)
+
+
+def train_on_strokes(
+    grid: Grid,
+    marks: NDArray[np.int32],
+    chances: NDArray[np.float32],
+    settings: Settings,
+    device: str,
+    progress: Progress,
+) -> MultiFieldUNet:
+    """Train the network on one stack: on its strokes, and on what the random walker is sure of."""
+    sure = chances.argmax(axis=0)
+    targets = np.where(chances.max(axis=0) >= settings.sure, sure, UNKNOWN) if settings.sure < 1 else UNKNOWN
+    targets = np.where(marks > 0, marks - 1, targets)
+    usable = np.flatnonzero((targets > UNKNOWN).any(axis=(1, 2)))
+    with_organ = np.flatnonzero((targets > 0).any(axis=(1, 2)))  # seen three times as often as those without
+    inputs = grid.inputs(slice(None), located=True)
+    sections = [(inputs[z], targets[z]) for z in [*usable.tolist(), *with_organ.tolist() * 2]]
+    network = build(settings, len(chances), inputs.shape[1])
+    train(network, sections, settings, device, progress)
+    return network
+
+
+# ---- metric learning on frozen features -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What tells classes apart: the mean and deviation by which features are normalised, embedding and 1 x 1 layer."""
+
+    mean: Tensor
+    deviation: Tensor
+    head: HeatMapHead
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Heat maps (B, L, Y, X) of features (B, C, Y, X)."""
+        normal = (features - self.mean.view(-1, 1, 1)) / self.deviation.view(-1, 1, 1)
+        return self.head.heat_maps(normal)
+
+
+def learn(features: Tensor, labels: Tensor, n_classes: int, settings: Settings) -> Learned:
+    """Metric learning by pairs of pixels, then, with the embedding frozen, the 1 x 1 discriminating layer.
+
+    Parameters
+    ----------
+    features : Tensor
+        Of the pixels to learn from, shape (N, C).
+    labels : Tensor of int
+        Their classes, shape (N,).
+    n_classes : int
+        L.
+    settings : Settings
+        tau, beta, lam, steps, seed.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    mean, deviation = features.mean(dim=0), features.std(dim=0) + 1e-3
+    pixels = (features - mean) / deviation
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        head = HeatMapHead(features.shape[1], n_classes)
+    if settings.metric_learning:
+        _learn_metric(head, pixels, labels, settings, generator)
+    trained = head.discriminating if settings.metric_learning else head
+    optimiser = torch.optim.Adam(trained.parameters(), lr=1e-2)
+    for chosen in torch.randint(len(pixels), (settings.learning_steps, min(len(pixels), 2048)), generator=generator):
+        loss = F.cross_entropy(head(pixels[chosen]), labels[chosen])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return Learned(mean, deviation, head.eval())
+
+
+def _learn_metric(
+    head: HeatMapHead, pixels: Tensor, labels: Tensor, settings: Settings, generator: torch.Generator
+) -> None:
+    optimiser = torch.optim.Adam(head.embedding.parameters(), lr=3e-3)
+    layers: list[nn.Linear] = list(head.embedding.layers)  # type: ignore[arg-type]
+    firsts, seconds, sames = sample_pairs(labels, 512 * settings.learning_steps, generator)
+    for first, second, same in zip(firsts.view(-1, 512), seconds.view(-1, 512), sames.view(-1, 512), strict=True):
+        places = head.embedding(pixels[first]), head.embedding(pixels[second])
+        loss = metric_learning_loss(*places, same, layers, tau=settings.tau, beta=settings.beta, lam=settings.lam)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+# ---- in a file ------------------------------------------------------------------------------------------------------
+
+
+def to_model(model: Model, record: Mapping[str, Any]) -> ModelFile:
+    """A trained network with its settings and training record, to be written to a file."""
+    about = {**asdict(model.settings), "n_classes": model.n_classes, "names": list(model.names)}
+    weights = {**model.network.state_dict(), "pixels.features": model.features, "pixels.labels": model.labels}
+    return ModelFile(TASK, weights, about, model.um_per_px, record)
+
+
+def from_model(file: ModelFile) -> Model:
+    """The trained network of a file, in evaluation.
+
+    Raises
+    ------
+    ValueError
+        If the file's settings or weights are not those of this method.
+    """
+    about = dict(file.settings)
+    try:
+        n_classes, names = int(about.pop("n_classes")), tuple(about.pop("names"))
+        settings = Settings(**about)
+        channels = int(file.weights["fields.0.down.0.0.weight"].shape[1])
+        network = build(settings, n_classes, channels)
+        weights = dict(file.weights)
+        features, labels = weights.pop("pixels.features"), weights.pop("pixels.labels")
+        network.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        found = str(error).splitlines()[0]
+        raise ValueError(
+            f"from_model(): settings and weights do not fit together ({found}); train the model anew"
+        ) from None
+    return Model(network.eval(), settings, n_classes, file.pixel_size, features, labels, names)

@@ -1,0 +1,44 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from limner.scribble_settings import Settings
+from limner.stroke_network import LabelledVolume, fit, learn, train_on_strokes
+from limner.working_grid import Grid
+
+QUICK = Settings(fields=2, steps=30, batch=2, learning_steps=60, rate=1e-2)
+DRAWN = (4, 10, 16)
+
+
+@pytest.mark.parametrize("metric_learning", [False, True])
+def test_learns_to_tell_pixels_apart(metric_learning):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (600,), generator=draw)
+    angle = 2 * labels + 0.3 * torch.randn(600, generator=draw)
+    features = torch.stack([5 * angle.cos(), 5 * angle.sin(), 1e3 + torch.randn(600, generator=draw)], dim=1)
+    learned = learn(features, labels, 3, replace(QUICK, metric_learning=metric_learning, learning_steps=200))
+    heat = learned(features.T[None, :, :, None])[0, :, :, 0]
+    assert (heat.argmax(dim=0) == labels).float().mean() > 0.95
+    torch.testing.assert_close(heat.sum(dim=0), torch.ones(600))
+
+
+def test_a_network_learns_strokes_where_the_walker_is_sure_of_nothing(phantom, strokes_on):
+    images, labels = phantom()
+    grid = Grid.of(images, None)
+    strokes = strokes_on(images, labels, [1])
+    marks = grid.marks(strokes)
+    unsure = np.full((2, *marks.shape), 0.5, np.float32)
+    network = train_on_strokes(grid, marks, unsure, QUICK, "cpu", lambda *_: None)
+    with torch.no_grad():
+        logits = network(grid.inputs(list(DRAWN), located=True))
+    found = logits.argmax(dim=1).numpy() + 1
+    drawn = marks[list(DRAWN)]
+    assert (found[drawn > 0] == drawn[drawn > 0]).mean() > 0.8
+
+
+def test_refuses_volumes_without_an_organ(phantom):
+    images, labels = phantom()
+    with pytest.raises(ValueError, match="no organ is labelled"):
+        fit([LabelledVolume(images, np.zeros_like(labels))], QUICK)
