@@ -18,10 +18,35 @@ def test_learns_to_tell_pixels_apart(metric_learning):
     labels = torch.randint(3, (600,), generator=draw)
     angle = 2 * labels + 0.3 * torch.randn(600, generator=draw)
     features = torch.stack([5 * angle.cos(), 5 * angle.sin(), 1e3 + torch.randn(600, generator=draw)], dim=1)
-    learned = learn(features, labels, 3, replace(QUICK, metric_learning=metric_learning, learning_steps=200))
+    learned = learn([(features, labels)], 3, replace(QUICK, metric_learning=metric_learning, learning_steps=200))
     heat = learned(features.T[None, :, :, None])[0, :, :, 0]
     assert (heat.argmax(dim=0) == labels).float().mean() > 0.95
     torch.testing.assert_close(heat.sum(dim=0), torch.ones(600))
+
+
+@pytest.mark.parametrize("metric_learning", [False, True])
+def test_strokes_correct_the_network_where_it_errs_and_keep_the_rest(metric_learning):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (4000,), generator=draw)
+    odd = torch.arange(4000) % 8 == 0  # the network takes these for the other class
+    said = torch.where(odd, 1 - labels, labels)
+    scores = torch.stack([4.0 * (said == 1), 4.0 * (said == 0)], dim=1)  # of class 1 first
+    features = torch.cat([odd[:, None].float(), scores + 0.1 * torch.randn(4000, 2, generator=draw)], dim=1)
+    settings = replace(QUICK, metric_learning=metric_learning, learning_steps=200)
+    drawn, known = slice(0, 400), slice(400, 2000)
+    groups = [(features[drawn], labels[drawn]), (features[known], labels[known])]
+    heat = learn(groups, 2, settings, own=(2, 1))(features[2000:].T[None, :, :, None])[0, :, :, 0]
+    right = heat.argmax(dim=0) == labels[2000:]
+    assert right[odd[2000:]].float().mean() > 0.95
+    assert right[~odd[2000:]].float().mean() > 0.95
+
+
+def test_before_any_learning_the_heat_map_is_the_networks_own():
+    features = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(50) % 2
+    learned = learn([(features, labels)], 2, replace(QUICK, learning_steps=0), own=(3, 2))
+    expected = torch.softmax(features[:, [3, 2]], dim=1).T
+    torch.testing.assert_close(learned(features.T[None, :, :, None])[0, :, :, 0], expected)
 
 
 def test_a_network_learns_strokes_where_the_walker_is_sure_of_nothing(phantom, strokes_on):

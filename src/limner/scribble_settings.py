@@ -23,14 +23,14 @@ class Settings:
     """Training steps of the network: a quarter of an hour on one core for sections of 128 x 112 pixels."""
     batch: int = 4
     """Sections a step (paper: 8)."""
-    rate: float = 3e-3
-    """Highest learning rate of the network (paper: 1e-3); falls along a cosine."""
+    rate: float = 1e-3
+    """Highest learning rate of the network (as in the paper); falls along a cosine."""
     patch: int = 256
     """Largest side of what is trained on at once, pixels; larger sections are cut."""
     sure: float = 0.8
     """Chance from which on a random walker's class is trained on where nothing was drawn; 1: strokes alone."""
-    metric_learning: bool = False
-    """Learn the embedding by pairs of pixels, as in the paper; else together with the 1 x 1 layer, which was better."""
+    metric_learning: bool = True
+    """Learn the embedding by pairs of pixels, as in the paper; else together with the 1 x 1 layer."""
     tau: float = 2.0
     """Squared distance that parts pairs of one class from others."""
     beta: float = 1.0
@@ -45,7 +45,7 @@ class Settings:
     """How often it crosses the strongest edge all the same; None: 0.4 over the square of the gap, in pixels, between
     drawn sections, so that few walkers cross on the way."""
     prior_weight: float | None = None
-    """How far the walker follows the heat maps; None: 0.1 with a model, else 0, and no network is trained."""
+    """How far the walker follows the heat maps; None: 0.3 with a model, else 0, and no network is trained."""
     gamma: float | None = None
     """Smoothness of the graph cut; None: chosen by leaving out strokes."""
     contrast: float | None = None

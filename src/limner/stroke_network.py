@@ -30,7 +30,9 @@ from limner.working_grid import Grid
 TASK = "scribbles"
 UNKNOWN = -1
 SAMPLED_SECTIONS, SAMPLED_PIXELS = 60, 15_000  # of the volumes that a model was trained on
+LAYER_BATCH, STROKES_SHARE = 2048, 0.3  # pixels a step of the 1 x 1 layer; share of strokes where there are others
 Progress = Callable[[str, int, int], None]
+Pixels = tuple[Tensor, Tensor]  # features (N, C) and classes (N,)
 
 
 @dataclass(frozen=True)
@@ -253,48 +255,80 @@ def train_on_strokes(
 
 @dataclass(frozen=True)
 class Learned:
-    """What tells classes apart: the mean and deviation by which features are normalised, embedding and 1 x 1 layer."""
+    """What tells classes apart.
+
+    Parameters
+    ----------
+    mean, deviation : Tensor
+        By which features are normalised, shape (C,).
+    head : HeatMapHead
+        Embedding and 1 x 1 layer.
+    own : tuple of int
+        For each class the feature that is the network's own score, to which the 1 x 1 layer's is added; empty: none.
+    """
 
     mean: Tensor
     deviation: Tensor
     head: HeatMapHead
+    own: tuple[int, ...] = ()
 
+    @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
         """Heat maps (B, L, Y, X) of features (B, C, Y, X)."""
-        normal = (features - self.mean.view(-1, 1, 1)) / self.deviation.view(-1, 1, 1)
-        return self.head.heat_maps(normal)
+        return torch.softmax(self.scores(features.movedim(1, -1)), dim=-1).movedim(-1, 1)
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        """Logits (..., L) of pixels (..., C)."""
+        scores: Tensor = self.head((pixels - self.mean) / self.deviation)
+        return scores + pixels[..., list(self.own)] if self.own else scores
 
 
-def learn(features: Tensor, labels: Tensor, n_classes: int, settings: Settings) -> Learned:
+def learn(groups: Sequence[Pixels], n_classes: int, settings: Settings, own: Sequence[int] = ()) -> Learned:
     """Metric learning by pairs of pixels, then, with the embedding frozen, the 1 x 1 discriminating layer.
 
     Parameters
     ----------
-    features : Tensor
-        Of the pixels to learn from, shape (N, C).
-    labels : Tensor of int
-        Their classes, shape (N,).
+    groups : sequence of (Tensor, Tensor)
+        Features (N, C) and classes (N,) of the pixels drawn on; then, if any, of others whose class is known.
     n_classes : int
         L.
     settings : Settings
-        tau, beta, lam, steps, seed.
+        Metric learning or not, tau, beta, lam, steps, seed.
+    own : sequence of int
+        For each class the feature that is the network's own score: the 1 x 1 layer then begins with 0 and corrects it,
+        so that what the network knows is not learned anew from strokes. Empty where its classes are not those drawn.
     """
+    features, labels = torch.cat([f for f, _ in groups]), torch.cat([c for _, c in groups])
     generator = torch.Generator().manual_seed(settings.seed)
     mean, deviation = features.mean(dim=0), features.std(dim=0) + 1e-3
-    pixels = (features - mean) / deviation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        head = HeatMapHead(features.shape[1], n_classes)
+        learned = Learned(mean, deviation, HeatMapHead(features.shape[1], n_classes), tuple(own))
     if settings.metric_learning:
-        _learn_metric(head, pixels, labels, settings, generator)
-    trained = head.discriminating if settings.metric_learning else head
+        _learn_metric(learned.head, (features - mean) / deviation, labels, settings, generator)
+    if own:
+        nn.init.zeros_(learned.head.discriminating.weight)
+        nn.init.zeros_(learned.head.discriminating.bias)
+    trained = learned.head.discriminating if settings.metric_learning else learned.head
     optimiser = torch.optim.Adam(trained.parameters(), lr=1e-2)
-    for chosen in torch.randint(len(pixels), (settings.learning_steps, min(len(pixels), 2048)), generator=generator):
-        loss = F.cross_entropy(head(pixels[chosen]), labels[chosen])
+    for _ in range(settings.learning_steps):
+        drawn = _draw(groups, generator)
+        loss = F.cross_entropy(learned.scores(features[drawn]), labels[drawn])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return Learned(mean, deviation, head.eval())
+    learned.head.eval()
+    return learned
+
+
+def _draw(groups: Sequence[Pixels], generator: torch.Generator) -> Tensor:
+    """Indices of `LAYER_BATCH` pixels of all groups; of two, `STROKES_SHARE` are from the first."""
+    first = LAYER_BATCH if len(groups) == 1 else round(STROKES_SHARE * LAYER_BATCH)
+    sizes = [len(labels) for _, labels in groups]
+    drawn = torch.randint(sizes[0], (first,), generator=generator)
+    if len(groups) == 1:
+        return drawn
+    return torch.cat([drawn, sizes[0] + torch.randint(sizes[1], (LAYER_BATCH - first,), generator=generator)])
 
 
 def _learn_metric(

@@ -23,7 +23,8 @@ Departures, with what they gained (docs/benchmarks.md):
 - A network that learns from strokes alone calls whatever lies far from them organ at random. Where no volumes to train
   on are given, none is therefore used: the strokes spread by themselves. With `prior_weight` above 0 one is trained, on
   the strokes and on the voxels of whose class the walker is sure.
-- Metric learning is a setting: training the embedding with the 1 x 1 layer was better.
+- The 1 x 1 layer begins with 0 and is added to the network's own scores, where these are of the classes drawn: trained
+  from nothing on strokes, it forgets part of what the network knows.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ from limner.networks.multi_field_unet import MultiFieldUNet
 from limner.random_walker import WalkerOptions, random_walker
 from limner.run_record import Store, content_key, stored
 from limner.scribble_settings import Settings
-from limner.stroke_network import Learned, Model, Progress, build, described, learn, train_on_strokes
+from limner.stroke_network import Learned, Model, Pixels, Progress, build, described, learn, train_on_strokes
 from limner.volume import LabelMap, Volume
 from limner.working_grid import Grid
 
-ALGORITHM = 1  # raised with every change that alters results: what was kept before is then made anew
+ALGORITHM = 2  # raised with every change that alters results: what was kept before is then made anew
 GAMMAS = (0.0, 0.3, 1.0, 3.0)
 USUAL_GAMMA = 0.3
 LEAST_CONTRAST = 3.0  # grey levels: noise of less says nothing about edges
@@ -187,7 +188,7 @@ class Session:
     def prior_weight(self) -> float:
         """How far the walker follows the heat maps."""
         given = self.settings.prior_weight
-        return given if given is not None else 0.0 if self.model is None else 0.1
+        return given if given is not None else 0.0 if self.model is None else 0.3
 
     def heat_maps(self, scribbles: Scribbles, marks: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Heat maps of every section, (L, Z, Y, X) on the working grid: features, metric learning, 1 x 1 layer."""
@@ -285,20 +286,18 @@ class Session:
 
     def _learned(self, features: NDArray[np.float16], marks: NDArray[np.int32]) -> Learned:
         with self._timed("metric learning"):
-            z, y, x = np.nonzero(marks)
-            classes = marks[z, y, x].astype(np.int64) - 1
+            n_classes = int(marks.max())
+            own = range(-n_classes, 0) if self.model is None or self.model.n_classes == n_classes else ()
+            groups = [_pixels(features, np.nonzero(marks), marks[marks > 0] - 1)]
             if self.model is None:
                 chances = self.spread(marks, None)
                 sure = np.flatnonzero(chances.max(axis=0) >= self.settings.sure)
                 some = np.random.default_rng(self.settings.seed).choice(sure, min(len(sure), 20000), replace=False)
-                sz, sy, sx = np.unravel_index(some, marks.shape)
-                z, y, x = np.r_[z, sz], np.r_[y, sy], np.r_[x, sx]
-                classes = np.r_[classes, chances[:, sz, sy, sx].argmax(axis=0)]
-            pixels = torch.from_numpy(features[z, :, y, x].astype(np.float32))
-            labels = torch.from_numpy(classes)
-            if self.model is not None and self.model.n_classes == marks.max():
-                pixels, labels = torch.cat([pixels, self.model.features]), torch.cat([labels, self.model.labels])
-            return learn(pixels, labels, int(marks.max()), self.settings)
+                places = np.unravel_index(some, marks.shape)
+                groups.append(_pixels(features, places, chances[:, *places].argmax(axis=0)))
+            elif own:
+                groups.append((self.model.features, self.model.labels))
+            return learn(groups, n_classes, self.settings, own)
 
     def _heat(self, learned: Learned, features: NDArray[np.float16], z: int) -> NDArray[np.float32]:
         heat: NDArray[np.float32] = learned(torch.from_numpy(features[z].astype(np.float32))[None])[0].numpy()
@@ -533,6 +532,14 @@ def segment(
             "draw on the images themselves"
         )
     return Session.open(images, settings, model, device, store, progress).segment(scribbles)
+
+
+def _pixels(
+    features: NDArray[np.float16], places: tuple[NDArray[np.intp], ...], classes: NDArray[np.integer[Any]]
+) -> Pixels:
+    """Features (Z, C, Y, X) and classes of some voxels."""
+    z, y, x = places
+    return torch.from_numpy(features[z, :, y, x].astype(np.float32)), torch.from_numpy(classes.astype(np.int64))
 
 
 def _check_kept(scribbles: Scribbles, marks: NDArray[np.int32]) -> None:
