@@ -1,9 +1,11 @@
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
+import limner.intensity
 from limner.graph_cut import CutOptions
 from limner.methods.scribbles import Session, choose_cut, segment, suggest_sections, walker_options
 from limner.model_file import read_model
@@ -43,12 +45,13 @@ def test_a_result_agrees_with_itself(phantom, strokes_on):
     result = segment(images, strokes, Settings(gamma=1.0))
     marked = strokes.weights > 0
     np.testing.assert_array_equal(result.labels.labels[marked], strokes.label_map.labels[marked])
-    np.testing.assert_allclose(result.heat_maps.sum(axis=0), 1, atol=1e-5)
-    assert (result.uncertainty[marked] == 0).all()
-    assert 0 <= result.uncertainty.min() <= result.uncertainty.max() <= 1
+    np.testing.assert_allclose(np.sum(result.heat_maps, axis=0), 1, atol=1e-5)
+    uncertainty = np.asarray(result.uncertainty)
+    assert (uncertainty[marked] == 0).all()
+    assert 0 <= uncertainty.min() <= uncertainty.max() <= 1
     wrong = (result.labels.labels != labels) & ~marked
     right = (result.labels.labels == labels) & ~marked
-    assert result.uncertainty[wrong].mean() > 1.5 * result.uncertainty[right].mean()
+    assert uncertainty[wrong].mean() > 1.5 * uncertainty[right].mean()
     for organ in result.organs:
         voxels = (result.labels.labels == organ.label).sum()
         assert organ.volume_mm3 == pytest.approx(voxels * 0.1 * 0.05 * 0.05)
@@ -100,7 +103,7 @@ def test_more_strokes_redo_neither_network_nor_features(tmp_path, phantom, strok
     assert second.notes[0].startswith("gamma was chosen when 3 sections were drawn on, now there are 4")
     again = segment(images, more, settings, store=Store(tmp_path))  # all from what is kept
     np.testing.assert_array_equal(again.labels.labels, second.labels.labels)
-    assert (first.heat_maps != second.heat_maps).any()
+    assert (np.asarray(first.heat_maps) != np.asarray(second.heat_maps)).any()
 
 
 def test_a_session_gives_the_heat_map_of_one_section_as_of_all(phantom, strokes_on):
@@ -110,7 +113,7 @@ def test_a_session_gives_the_heat_map_of_one_section_as_of_all(phantom, strokes_
     np.testing.assert_allclose(session.heat_maps(strokes)[:, 7], session.heat_map(strokes, 7), atol=1e-6)
 
 
-def test_a_model_of_other_volumes_finds_the_organ_far_fromstrokes_on(tmp_path, phantom, strokes_on):
+def test_a_model_of_other_volumes_finds_the_organ_far_from_strokes(tmp_path, phantom, strokes_on):
     volumes = []
     for seed in (1, 2):
         images, labels = phantom(seed=seed)
@@ -132,8 +135,32 @@ def test_a_coarser_grid_gives_labels_of_full_size_and_thick_organs_the_same(phan
     images, labels = phantom(shape=(20, 80, 96))
     strokes = strokes_on(images, labels, [1])
     coarse = segment(images, strokes, Settings(working_um=100.0, gamma=0.3))
-    assert coarse.labels.labels.shape == labels.shape
-    assert _iou(coarse.labels.labels == 1, labels == 1) > 0.75
+    found, marked = coarse.labels.labels, strokes.weights > 0
+    assert (found.shape, found.dtype) == (labels.shape, np.uint8)
+    assert _iou(found == 1, labels == 1) > 0.75
+    np.testing.assert_array_equal(found[marked], strokes.label_map.labels[marked])
+    heat, uncertainty = np.asarray(coarse.heat_maps), np.asarray(coarse.uncertainty)
+    assert (uncertainty[marked] == 0).all()
+    np.testing.assert_allclose(uncertainty[~marked], 1 - np.where(found == 1, *heat[::-1])[~marked], atol=1e-6)
+    voxels = [(found == 1).sum(), ((found == 1) & (heat[1] >= 0.75)).sum(), ((found == 1) | (heat[1] >= 0.25)).sum()]
+    (organ,) = coarse.organs
+    assert [organ.volume_mm3, *organ.interval_mm3] == pytest.approx([n * 0.1 * 0.05 * 0.05 for n in voxels])
+
+
+def test_full_size_takes_few_bytes_a_voxel(phantom, strokes_on, monkeypatch):
+    """One of the labels, and what one section needs at a time; images and strokes apart."""
+    monkeypatch.setattr(limner.intensity, "SAMPLED", 2**14)
+    images, labels = phantom(shape=(60, 200, 200))
+    strokes = strokes_on(images, labels, [1, 2])
+    tracemalloc.start()
+    session = Session.open(images, Settings(working_um=500.0, gamma=0.3))
+    marks = session.grid.marks(strokes)
+    session._chances = np.stack([marks == mark for mark in (1, 2, 3)]).astype(np.float32)
+    result = session._at_full_size(strokes, np.maximum(marks, 1) - 1, CutOptions(), {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set(result.labels.present) == {0, 1, 2}
+    assert peak < 3 * labels.size
 
 
 def test_walkers_hardly_cross_edges_where_drawn_sections_are_far_apart(phantom, strokes_on):
@@ -147,9 +174,9 @@ def test_walkers_hardly_cross_edges_where_drawn_sections_are_far_apart(phantom, 
 
 
 def test_suggests_uncertain_sections_apart_from_each_other_and_from_drawn_ones():
-    uncertainty = np.zeros((40, 2, 2), np.float32)
-    uncertainty[[10, 11, 20, 30, 31, 5]] = np.array([0.9, 0.95, 0.5, 0.3, 0.2, 0.8])[:, None, None]
-    assert suggest_sections(uncertainty, (6,)) == (11, 20, 30)
+    uncertainty = np.zeros(40)
+    uncertainty[[10, 11, 20, 30, 31, 5]] = 0.9, 0.95, 0.5, 0.3, 0.2, 0.8
+    assert suggest_sections(uncertainty.tolist(), (6,)) == (11, 20, 30)
 
 
 def test_refuses_what_cannot_be(phantom, strokes_on):

@@ -186,12 +186,12 @@ def read_scribbles(path: Path, images: Volume, label_table: Path | None = None) 
     if holds_geojson(path):
         raise ValueError(f"SCRIBBLES: {path} is GeoJSON, whose classes have no numbers; draw the strokes into labels")
     marks = read_labels(path, images).label_map
-    present = np.unique(marks.labels)
+    present = marks.present
     if len(present) > MOST_MARKS or present[0] > 0:
         found = f"{len(present)} different marks" if len(present) > MOST_MARKS else "a mark on every pixel"
         raise ValueError(f"SCRIBBLES: {path} holds {found}, as an image does; give IMAGES first and SCRIBBLES second")
     given = {} if label_table is None else read_table(label_table)[0]
-    table = _named([mark for mark in present.tolist() if mark > 1], {**marks.table, **given})
+    table = _named([mark for mark in present if mark > 1], {**marks.table, **given})
     return Scribbles.from_marks(dataclasses.replace(marks, table=table), images.space.shape)
 
 

@@ -48,7 +48,7 @@ from limner.random_walker import WalkerOptions, random_walker
 from limner.run_record import Store, content_key, stored
 from limner.scribble_settings import Settings
 from limner.stroke_network import Learned, Model, Progress, build, described, learn, train_on_strokes
-from limner.volume import LabelMap, Volume
+from limner.volume import LabelMap, MadeSections, Sections, Volume
 from limner.working_grid import Grid
 
 ALGORITHM = 1  # raised with every change that alters results: what was kept before is then made anew
@@ -75,11 +75,12 @@ class Segmentation:
     Parameters
     ----------
     labels : LabelMap
-        0 background, 1, 2, ... the organs, as the strokes are numbered.
-    heat_maps : ndarray of float32
-        Chance of each class, shape (L, Z, Y, X), in [0, 1].
-    uncertainty : ndarray of float32
-        Chance that the label is wrong, shape (Z, Y, X), in [0, 1].
+        0 background, 1, 2, ... the organs, as the strokes are numbered, in the smallest unsigned integer.
+    heat_maps : sequence of MadeSections
+        Chance of each class, background first: shape (Z, Y, X) each, in [0, 1]. A section is enlarged from the working
+        grid when it is asked for; `numpy.asarray` gives a whole map.
+    uncertainty : MadeSections
+        Chance that the label is wrong, shape (Z, Y, X), in [0, 1]; likewise.
     organs : tuple of Organ
         One row an organ.
     suggestions : tuple of int
@@ -95,8 +96,8 @@ class Segmentation:
     """
 
     labels: LabelMap
-    heat_maps: NDArray[np.float32]
-    uncertainty: NDArray[np.float32]
+    heat_maps: Sequence[Sections]
+    uncertainty: Sections
     organs: tuple[Organ, ...]
     suggestions: tuple[int, ...]
     cut: CutOptions
@@ -337,37 +338,24 @@ class Session:
     def _at_full_size(
         self, scribbles: Scribbles, labels: NDArray[np.integer[Any]], options: CutOptions, chosen: dict[str, float]
     ) -> Segmentation:
-        shape, n_classes = self.grid.full_shape, len(scribbles.classes)
         assert self._chances is not None
-        heat = np.empty((n_classes, *shape), np.float32)
-        full = np.zeros(shape, np.int32)
-        for z in range(shape[0]):
-            heat[:, z] = self.grid.enlarged(self._chances[:, z])
-            indicator = np.stack([labels[z] == label for label in range(n_classes)])
-            full[z] = self.grid.enlarged(indicator).argmax(axis=0)
-        marked = scribbles.weights > 0
-        for label, own in enumerate(scribbles.classes):
-            full[marked & (scribbles.label_map.labels == own)] = label
-        certain = np.take_along_axis(heat, full[None], axis=0)[0]
-        uncertainty = np.where(marked, 0, 1 - certain).astype(np.float32)
+        shape = self.grid.full_shape
+        found = _full_size(self.grid, labels, scribbles)
+        heat_maps = [MadeSections(shape, partial(_enlarged, self.grid, chances)) for chances in self._chances]
+        uncertainty = MadeSections(shape, partial(_uncertainty, found, heat_maps, scribbles))
         voxel = math.prod(self.images.space.spacing)
-        organs = tuple(
-            Organ(
-                own,
-                voxel * int((full == label).sum()),
-                (
-                    voxel * int(((full == label) & (heat[label] >= 0.75)).sum()),
-                    voxel * int(((full == label) | (heat[label] >= 0.25)).sum()),
-                ),
-            )
-            for label, own in enumerate(scribbles.classes)
-            if label
-        )
-        own_labels = np.array(scribbles.classes)[full]
-        label_map = LabelMap(own_labels, self.images.space, scribbles.label_map.table, self.images.source)
-        suggestions = suggest_sections(uncertainty, scribbles.sections)
+        organs = [
+            _organ(own, found, heat, voxel) for own, heat in zip(scribbles.classes, heat_maps, strict=True) if own
+        ]
         return Segmentation(
-            label_map, heat, uncertainty, organs, suggestions, options, chosen, notes=self._notes(scribbles, chosen)
+            LabelMap(found, self.images.space, scribbles.label_map.table, self.images.source),
+            heat_maps,
+            uncertainty,
+            tuple(organs),
+            suggest_sections([float(section.sum()) for section in uncertainty], scribbles.sections),
+            options,
+            chosen,
+            notes=self._notes(scribbles, chosen),
         )
 
     def _notes(self, scribbles: Scribbles, chosen: Mapping[str, float]) -> tuple[str, ...]:
@@ -409,6 +397,45 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.monotonic() - self.began
+
+
+def _full_size(grid: Grid, labels: NDArray[np.integer[Any]], scribbles: Scribbles) -> NDArray[np.integer[Any]]:
+    """The strokes' own labels, (Z, Y, X) at the images' size, strokes as they were drawn."""
+    own = np.array(scribbles.classes).astype(np.min_scalar_type(scribbles.classes[-1]))
+    found = np.empty(grid.full_shape, own.dtype)
+    for z, section in enumerate(labels):
+        found[z] = own[grid.enlarged_labels(section)]
+    for z in scribbles.sections:
+        np.copyto(found[z], scribbles.label_map.labels[z], where=scribbles.weights[z] > 0, casting="unsafe")
+    return found
+
+
+def _enlarged(grid: Grid, chances: NDArray[np.float32], z: int) -> NDArray[np.float32]:
+    return grid.enlarged(chances[z][None])[0]
+
+
+def _uncertainty(
+    found: NDArray[np.integer[Any]], heat_maps: Sequence[Sections], scribbles: Scribbles, z: int
+) -> NDArray[np.float32]:
+    """1 - the chance of the label that was found; 0 where it was drawn."""
+    uncertainty = np.empty(found.shape[1:], np.float32)
+    for own, heat in zip(scribbles.classes, heat_maps, strict=True):
+        here = found[z] == own
+        if here.any():
+            np.subtract(1, heat[z], out=uncertainty, where=here)
+    uncertainty[scribbles.weights[z] > 0] = 0
+    return uncertainty
+
+
+def _organ(own: int, found: NDArray[np.integer[Any]], heat: Sections, voxel: float) -> Organ:
+    """Its volumes, of voxels of `voxel` mm3."""
+    voxels = likely = possible = 0
+    for labels, chance in zip(found, heat, strict=True):
+        here = labels == own
+        voxels += int(here.sum())
+        likely += int((here & (chance >= 0.75)).sum())
+        possible += int((here | (chance >= 0.25)).sum())
+    return Organ(own, voxel * voxels, (voxel * likely, voxel * possible))
 
 
 def walker_options(grid: Grid, marks: NDArray[np.int32], settings: Settings, prior_weight: float) -> WalkerOptions:
@@ -477,12 +504,11 @@ def choose_cut(
     return replace(base, gamma=best), {f"{gamma:g}": share for gamma, share in scores.items()}
 
 
-def suggest_sections(uncertainty: NDArray[np.float32], drawn: Sequence[int], most: int = 3) -> tuple[int, ...]:
-    """Sections to draw on next: the most uncertain ones, apart from each other and from those that were drawn on."""
-    total = uncertainty.sum(axis=(1, 2))
+def suggest_sections(total: Sequence[float], drawn: Sequence[int], most: int = 3) -> tuple[int, ...]:
+    """Sections to draw on next, by the total uncertainty of each: apart from each other and from those drawn on."""
     apart = max(2, len(total) // 20)
     taken, chosen = list(drawn), list[int]()
-    for z in np.argsort(-total, kind="stable").tolist():
+    for z in np.argsort(-np.asarray(total), kind="stable").tolist():
         if total[z] > 0 and all(abs(z - other) >= apart for other in taken) and len(chosen) < most:
             chosen.append(z)
             taken.append(z)
