@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MAGNIFICATIONS = (1, 2, 4, 8)
+OF_TRAINING = ("width", "fields", "steps", "batch", "rate", "patch", "sure")
+OF_LEARNING = ("metric_learning", "tau", "beta", "lam", "learning_steps")  # on the network's features
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -246,6 +246,15 @@ def train_on_strokes(
     network = build(settings, len(chances), inputs.shape[1])
     train(network, sections, settings, device, progress)
     return network
+
+
+def in_order(model: Model, names: Sequence[str]) -> Model:
+    """The model with its organs numbered in the order of `names`; as it is where these are not its organs' names."""
+    learnt, wanted = ([name.casefold() for name in some] for some in (model.names, names))
+    if len(set(learnt)) < len(learnt) or sorted(learnt) != sorted(wanted):
+        return model
+    places = torch.tensor([0, *(1 + wanted.index(name) for name in learnt)])
+    return replace(model, labels=places[model.labels], names=tuple(names))
 
 
 # ---- metric learning on frozen features -----------------------------------------------------------------------------

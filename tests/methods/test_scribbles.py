@@ -3,9 +3,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 import limner.intensity
+from limner.annotations import Scribbles
 from limner.graph_cut import CutOptions
 from limner.methods.scribbles import Session, choose_cut, segment, suggest_sections, walker_options
 from limner.model_file import read_model
@@ -13,7 +15,7 @@ from limner.run_record import Store
 from limner.scribble_settings import Settings
 from limner.space import Space
 from limner.stroke_network import LabelledVolume, fit, from_model, to_model
-from limner.volume import Volume
+from limner.volume import Label, Volume
 from limner.working_grid import Grid
 
 QUICK = Settings(fields=2, steps=30, batch=2, learning_steps=60, rate=1e-2)
@@ -57,6 +59,8 @@ def test_a_result_agrees_with_itself(phantom, strokes_on):
         assert organ.volume_mm3 == pytest.approx(voxels * 0.1 * 0.05 * 0.05)
         assert organ.interval_mm3[0] <= organ.volume_mm3 <= organ.interval_mm3[1]
     assert (result.cut, result.chosen) == (CutOptions(1.0, 10.0, 0.1), {})
+    grid = Grid.of(images, None)
+    assert result.walker == walker_options(grid, grid.marks(strokes), Settings(), 0.0)
 
 
 def test_a_larger_gamma_gives_a_smoother_surface(phantom, strokes_on):
@@ -209,6 +213,20 @@ def test_says_when_a_model_knows_other_organs(phantom, strokes_on):
     assert notes == (
         "The model knows 2 organs, the strokes 1: only its features are used, not what it has learnt of its organs.",
     )
+
+
+def test_a_model_s_organs_are_found_by_their_names(phantom, strokes_on):
+    images, labels = phantom()
+    model, _ = fit([LabelledVolume(images, labels)], replace(QUICK, steps=2))
+    strokes = strokes_on(images, labels, [1, 2])
+    table = {1: Label("Heart", (255, 0, 0)), 2: Label("Liver", (0, 0, 255))}
+    named = Scribbles(replace(strokes.label_map, table=table), strokes.weights)
+    swapped = replace(model, labels=torch.tensor([0, 2, 1])[model.labels], names=("Liver", "Heart"))
+    as_drawn = Session.open(images, Settings(), replace(model, names=("Heart", "Liver"))).heat_maps(named)
+    by_name = Session.open(images, Settings(), swapped).heat_maps(named)
+    by_place = Session.open(images, Settings(), replace(swapped, names=())).heat_maps(named)
+    np.testing.assert_array_equal(by_name, as_drawn)
+    assert (by_place != as_drawn).any()
 
 
 def test_a_volume_a_little_coarser_than_the_model_is_taken_as_it_is(phantom):

@@ -47,7 +47,7 @@ from limner.networks.multi_field_unet import MultiFieldUNet
 from limner.random_walker import WalkerOptions, random_walker
 from limner.run_record import Store, content_key, stored
 from limner.scribble_settings import Settings
-from limner.stroke_network import Learned, Model, Progress, build, described, learn, train_on_strokes
+from limner.stroke_network import Learned, Model, Progress, build, described, in_order, learn, train_on_strokes
 from limner.volume import LabelMap, MadeSections, Sections, Volume
 from limner.working_grid import Grid
 
@@ -87,6 +87,8 @@ class Segmentation:
         Up to three sections to draw on next, the most uncertain first.
     cut : CutOptions
         What the graph cut used.
+    walker : WalkerOptions
+        What the random walker used.
     chosen : mapping of str to float
         Share of left-out strokes that came out right, by gamma; empty where gamma was given.
     seconds : mapping of str to float
@@ -101,6 +103,7 @@ class Segmentation:
     organs: tuple[Organ, ...]
     suggestions: tuple[int, ...]
     cut: CutOptions
+    walker: WalkerOptions = field(default_factory=WalkerOptions)
     chosen: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -144,6 +147,7 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     _features: NDArray[np.float16] | None = None
     _chances: NDArray[np.float32] | None = None
+    _walker: WalkerOptions = field(default_factory=WalkerOptions)
     _cut: dict[str, NDArray[Any]] | None = None
 
     @classmethod
@@ -194,7 +198,7 @@ class Session:
         """Heat maps of every section, (L, Z, Y, X) on the working grid: features, metric learning, 1 x 1 layer."""
         marks = self.grid.marks(scribbles) if marks is None else marks
         features = self.features(marks)
-        learned = self._learned(features, marks)
+        learned = self._learned(features, marks, scribbles)
         with self._timed("heat maps"):
             return np.stack([self._heat(learned, features, z) for z in range(len(marks))], axis=1)
 
@@ -206,7 +210,7 @@ class Session:
         marks = self.grid.marks(scribbles)
         if self.prior_weight > 0:
             features = self.features(marks)
-            return self._heat(self._learned(features, marks), features, z)
+            return self._heat(self._learned(features, marks, scribbles), features, z)
         part = sections_around(marks, z)
         chances: NDArray[np.float32] = self.spread(marks, None, part)[:, z - part.start]
         return chances
@@ -238,7 +242,7 @@ class Session:
 
         It goes on from the chances of earlier strokes, unless `anew`.
         """
-        options = walker_options(self.grid, marks, self.settings, self.prior_weight)
+        self._walker = options = walker_options(self.grid, marks, self.settings, self.prior_weight)
         earlier = None if anew or self._chances is None or len(self._chances) != marks.max() else self._chances
         start = None if earlier is None else earlier[:, sections]
         prior = None if heat is None else heat[:, sections]
@@ -252,6 +256,7 @@ class Session:
         heat = self.heat_maps(scribbles, marks) if self.prior_weight > 0 else None
         with self._timed("random walker"):
             self._chances = self.spread(marks, heat)
+            walker = self._walker
         with self._timed("choice of gamma"):
             options, chosen = self._options(marks, heat)
         with self._timed("graph cut"):
@@ -261,7 +266,7 @@ class Session:
             labels = cut_labels(self._chances, levels, self.grid.spacing, options, seeds)
         result = self._at_full_size(scribbles, labels, options, chosen)
         self.seconds["all"] = time.monotonic() - began
-        return replace(result, seconds=dict(self.seconds))
+        return replace(result, walker=walker, seconds=dict(self.seconds))
 
     def _network(self, marks: NDArray[np.int32], key: str) -> MultiFieldUNet:
         """Trained on the strokes that came first; later ones do not change it, nor the features."""
@@ -284,7 +289,7 @@ class Session:
         section = self.grid.inputs([z], located=self.model is None).to(self.device)
         return {"features": described(network.to(self.device), section)[0].cpu().numpy().astype(np.float16)}
 
-    def _learned(self, features: NDArray[np.float16], marks: NDArray[np.int32]) -> Learned:
+    def _learned(self, features: NDArray[np.float16], marks: NDArray[np.int32], scribbles: Scribbles) -> Learned:
         with self._timed("metric learning"):
             z, y, x = np.nonzero(marks)
             classes = marks[z, y, x].astype(np.int64) - 1
@@ -298,7 +303,8 @@ class Session:
             pixels = torch.from_numpy(features[z, :, y, x].astype(np.float32))
             labels = torch.from_numpy(classes)
             if self.model is not None and self.model.n_classes == marks.max():
-                pixels, labels = torch.cat([pixels, self.model.features]), torch.cat([labels, self.model.labels])
+                known = in_order(self.model, _names(scribbles))
+                pixels, labels = torch.cat([pixels, known.features]), torch.cat([labels, known.labels])
             return learn(pixels, labels, int(marks.max()), self.settings)
 
     def _heat(self, learned: Learned, features: NDArray[np.float16], z: int) -> NDArray[np.float32]:
@@ -354,7 +360,7 @@ class Session:
             tuple(organs),
             suggest_sections([float(section.sum()) for section in uncertainty], scribbles.sections),
             options,
-            chosen,
+            chosen=chosen,
             notes=self._notes(scribbles, chosen),
         )
 
@@ -378,7 +384,11 @@ class Session:
                 f"The model knows {self.model.n_classes - 1} organs, the strokes {n_classes - 1}: only its features "
                 "are used, not what it has learnt of its organs."
             )
-        elif self.model is not None and scribbles.classes != tuple(range(n_classes)):
+        elif (
+            self.model is not None
+            and scribbles.classes != tuple(range(n_classes))
+            and in_order(self.model, _names(scribbles)).names != _names(scribbles)
+        ):
             notes.append("The strokes leave out numbers of organs: they are taken for the model's organs in order.")
         return tuple(notes)
 
@@ -397,6 +407,10 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.monotonic() - self.began
+
+
+def _names(scribbles: Scribbles) -> tuple[str, ...]:
+    return tuple(scribbles.label_map.name_of(own) for own in scribbles.classes[1:])
 
 
 def _full_size(grid: Grid, labels: NDArray[np.integer[Any]], scribbles: Scribbles) -> NDArray[np.integer[Any]]:
