@@ -247,8 +247,9 @@ def _packed_sections(report: ScribblesReport, structures: Sequence[Structure]) -
     marks, drawn = report.scribbles.label_map.labels, set(report.scribbles.sections)
     for z, packed in enumerate(packed_sections(report.images, structures, report.uncertainty, layers, size)):
         if z in drawn:
-            numbers = np.searchsorted(known, marks[z]) + 1
-            packed["strokes"] = pack_strokes(np.where(report.scribbles.weights[z] > 0, numbers, 0), size)
+            strokes, numbers = report.scribbles.weights[z] > 0, np.zeros(marks.shape[1:], np.uint16)
+            numbers[strokes] = np.searchsorted(known, marks[z][strokes]) + 1
+            packed["strokes"] = pack_strokes(numbers, size)
         yield packed
 
 

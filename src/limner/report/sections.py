@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from limner.report.section_pixels import (
     UNCERTAINTY_STEPS,
     grey_range,
+    nearest,
     pack_image,
     pack_labels,
     pack_uncertainty,
@@ -170,7 +171,7 @@ def packed_sections(
     grey = grey_range(images.pixels)
     known = np.array([s.label for s in structures])
     for z, section in enumerate(images.pixels):
-        numbered = {name: np.searchsorted(known, labels[z]) for name, labels in layers.items()}
+        numbered = {name: np.searchsorted(known, nearest(labels[z], size)) for name, labels in layers.items()}
         yield {
             "image": pack_image(section, grey, size),
             "uncertainty": pack_uncertainty(uncertainty[z], size),
