@@ -25,8 +25,9 @@ from limner.annotations import Scribbles
 from limner.cli import main
 from limner.graph_cut import CutOptions
 from limner.io.ome_zarr import save_ome_zarr
-from limner.methods.scribbles import Organ, Segmentation, Session
+from limner.methods.scribbles import Segmentation, Session
 from limner.model_file import ModelFile
+from limner.organ_maps import Organ
 from limner.random_walker import WalkerOptions
 from limner.volume import LabelMap
 

@@ -1,4 +1,3 @@
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +5,6 @@ import pytest
 import torch
 from scipy import ndimage
 
-import limner.intensity
 from limner.annotations import Scribbles
 from limner.graph_cut import CutOptions
 from limner.methods.scribbles import Session, choose_cut, segment, suggest_sections, walker_options
@@ -149,22 +147,6 @@ def test_a_coarser_grid_gives_labels_of_full_size_and_thick_organs_the_same(phan
     voxels = [(found == 1).sum(), ((found == 1) & (heat[1] >= 0.75)).sum(), ((found == 1) | (heat[1] >= 0.25)).sum()]
     (organ,) = coarse.organs
     assert [organ.volume_mm3, *organ.interval_mm3] == pytest.approx([n * 0.1 * 0.05 * 0.05 for n in voxels])
-
-
-def test_full_size_takes_few_bytes_a_voxel(phantom, strokes_on, monkeypatch):
-    """One of the labels, and what one section needs at a time; images and strokes apart."""
-    monkeypatch.setattr(limner.intensity, "SAMPLED", 2**14)
-    images, labels = phantom(shape=(60, 200, 200))
-    strokes = strokes_on(images, labels, [1, 2])
-    tracemalloc.start()
-    session = Session.open(images, Settings(working_um=500.0, gamma=0.3))
-    marks = session.grid.marks(strokes)
-    session._chances = np.stack([marks == mark for mark in (1, 2, 3)]).astype(np.float32)
-    result = session._at_full_size(strokes, np.maximum(marks, 1) - 1, CutOptions(), {})
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert set(result.labels.present) == {0, 1, 2}
-    assert peak < 3 * labels.size
 
 
 def test_walkers_hardly_cross_edges_where_drawn_sections_are_far_apart(phantom, strokes_on):

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -44,11 +44,12 @@ from limner.annotations import Scribbles
 from limner.graph_cut import CutOptions, cut_labels
 from limner.intensity import tissue_mask
 from limner.networks.multi_field_unet import MultiFieldUNet
+from limner.organ_maps import Organ, to_full_size
 from limner.random_walker import WalkerOptions, random_walker
 from limner.run_record import Store, content_key, stored
 from limner.scribble_settings import Settings
 from limner.stroke_network import Learned, Model, Progress, build, described, in_order, learn, train_on_strokes
-from limner.volume import LabelMap, MadeSections, Sections, Volume
+from limner.volume import LabelMap, Sections, Volume
 from limner.working_grid import Grid
 
 ALGORITHM = 1  # raised with every change that alters results: what was kept before is then made anew
@@ -57,15 +58,6 @@ USUAL_GAMMA = 0.3
 LEAST_CONTRAST = 3.0  # grey levels: noise of less says nothing about edges
 FEW_RIGHT = 0.75  # of left-out strokes: then the drawn sections lie too far apart
 MOST_LEFT_OUT = 6  # sections, to choose gamma
-
-
-@dataclass(frozen=True)
-class Organ:
-    """Its volume, and the volumes of what is organ with a chance of 3/4 and of 1/4, mm3."""
-
-    label: int
-    volume_mm3: float
-    interval_mm3: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -264,9 +256,21 @@ class Session:
             levels = np.rint(self.grid.levels).astype(np.uint8)
             levels = levels[..., 0] if levels.shape[-1] == 1 else levels
             labels = cut_labels(self._chances, levels, self.grid.spacing, options, seeds)
-        result = self._at_full_size(scribbles, labels, options, chosen)
+        maps = to_full_size(self.grid, self._chances, labels, scribbles, self.images.space)
+        suggestions = suggest_sections([float(section.sum()) for section in maps.uncertainty], scribbles.sections)
         self.seconds["all"] = time.monotonic() - began
-        return replace(result, walker=walker, seconds=dict(self.seconds))
+        return Segmentation(
+            LabelMap(maps.labels, self.images.space, scribbles.label_map.table, self.images.source),
+            maps.heat_maps,
+            maps.uncertainty,
+            maps.organs,
+            suggestions,
+            options,
+            walker,
+            chosen,
+            dict(self.seconds),
+            self._notes(scribbles, chosen),
+        )
 
     def _network(self, marks: NDArray[np.int32], key: str) -> MultiFieldUNet:
         """Trained on the strokes that came first; later ones do not change it, nor the features."""
@@ -341,56 +345,9 @@ class Session:
         right = dict(zip(kept["tried"].tolist(), kept["right"].tolist(), strict=True))
         return replace(base, gamma=float(kept["gamma"])), right
 
-    def _at_full_size(
-        self, scribbles: Scribbles, labels: NDArray[np.integer[Any]], options: CutOptions, chosen: dict[str, float]
-    ) -> Segmentation:
-        assert self._chances is not None
-        shape = self.grid.full_shape
-        found = _full_size(self.grid, labels, scribbles)
-        heat_maps = [MadeSections(shape, partial(_enlarged, self.grid, chances)) for chances in self._chances]
-        uncertainty = MadeSections(shape, partial(_uncertainty, found, heat_maps, scribbles))
-        voxel = math.prod(self.images.space.spacing)
-        organs = [
-            _organ(own, found, heat, voxel) for own, heat in zip(scribbles.classes, heat_maps, strict=True) if own
-        ]
-        return Segmentation(
-            LabelMap(found, self.images.space, scribbles.label_map.table, self.images.source),
-            heat_maps,
-            uncertainty,
-            tuple(organs),
-            suggest_sections([float(section.sum()) for section in uncertainty], scribbles.sections),
-            options,
-            chosen=chosen,
-            notes=self._notes(scribbles, chosen),
-        )
-
     def _notes(self, scribbles: Scribbles, chosen: Mapping[str, float]) -> tuple[str, ...]:
-        notes = []
-        if chosen and self._cut is not None:
-            before = np.flatnonzero(self._cut["drawn"]).tolist()
-            if tuple(before) != scribbles.sections:
-                notes.append(
-                    f"gamma was chosen when {len(before)} sections were drawn on, now there are "
-                    f"{len(scribbles.sections)}; it is chosen anew in a new folder."
-                )
-            if max(chosen.values()) < FEW_RIGHT:
-                notes.append(
-                    f"Of strokes that were left out for a test {max(chosen.values()):.0%} came out right: the drawn "
-                    "sections lie far apart; draw on sections between them."
-                )
-        n_classes = len(scribbles.classes)
-        if self.model is not None and self.model.n_classes != n_classes:
-            notes.append(
-                f"The model knows {self.model.n_classes - 1} organs, the strokes {n_classes - 1}: only its features "
-                "are used, not what it has learnt of its organs."
-            )
-        elif (
-            self.model is not None
-            and scribbles.classes != tuple(range(n_classes))
-            and in_order(self.model, _names(scribbles)).names != _names(scribbles)
-        ):
-            notes.append("The strokes leave out numbers of organs: they are taken for the model's organs in order.")
-        return tuple(notes)
+        drawn = None if self._cut is None else tuple(np.flatnonzero(self._cut["drawn"]).tolist())
+        return (*_notes_on_gamma(chosen, drawn, scribbles.sections), *_notes_on_model(self.model, scribbles))
 
     def _timed(self, stage: str) -> _Timer:
         return _Timer(self.seconds, stage)
@@ -409,47 +366,38 @@ class _Timer:
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.monotonic() - self.began
 
 
+def _notes_on_gamma(
+    chosen: Mapping[str, float], before: tuple[int, ...] | None, sections: tuple[int, ...]
+) -> Iterator[str]:
+    if not chosen or before is None:
+        return
+    if before != sections:
+        yield (
+            f"gamma was chosen when {len(before)} sections were drawn on, now there are {len(sections)}; it is chosen "
+            "anew in a new folder."
+        )
+    if max(chosen.values()) < FEW_RIGHT:
+        yield (
+            f"Of strokes that were left out for a test {max(chosen.values()):.0%} came out right: the drawn sections "
+            "lie far apart; draw on sections between them."
+        )
+
+
+def _notes_on_model(model: Model | None, scribbles: Scribbles) -> Iterator[str]:
+    n_classes = len(scribbles.classes)
+    if model is None:
+        return
+    if model.n_classes != n_classes:
+        yield (
+            f"The model knows {model.n_classes - 1} organs, the strokes {n_classes - 1}: only its features are used, "
+            "not what it has learnt of its organs."
+        )
+    elif scribbles.classes != tuple(range(n_classes)) and in_order(model, _names(scribbles)).names != _names(scribbles):
+        yield "The strokes leave out numbers of organs: they are taken for the model's organs in order."
+
+
 def _names(scribbles: Scribbles) -> tuple[str, ...]:
     return tuple(scribbles.label_map.name_of(own) for own in scribbles.classes[1:])
-
-
-def _full_size(grid: Grid, labels: NDArray[np.integer[Any]], scribbles: Scribbles) -> NDArray[np.integer[Any]]:
-    """The strokes' own labels, (Z, Y, X) at the images' size, strokes as they were drawn."""
-    own = np.array(scribbles.classes).astype(np.min_scalar_type(scribbles.classes[-1]))
-    found = np.empty(grid.full_shape, own.dtype)
-    for z, section in enumerate(labels):
-        found[z] = own[grid.enlarged_labels(section)]
-    for z in scribbles.sections:
-        np.copyto(found[z], scribbles.label_map.labels[z], where=scribbles.weights[z] > 0, casting="unsafe")
-    return found
-
-
-def _enlarged(grid: Grid, chances: NDArray[np.float32], z: int) -> NDArray[np.float32]:
-    return grid.enlarged(chances[z][None])[0]
-
-
-def _uncertainty(
-    found: NDArray[np.integer[Any]], heat_maps: Sequence[Sections], scribbles: Scribbles, z: int
-) -> NDArray[np.float32]:
-    """1 - the chance of the label that was found; 0 where it was drawn."""
-    uncertainty = np.empty(found.shape[1:], np.float32)
-    for own, heat in zip(scribbles.classes, heat_maps, strict=True):
-        here = found[z] == own
-        if here.any():
-            np.subtract(1, heat[z], out=uncertainty, where=here)
-    uncertainty[scribbles.weights[z] > 0] = 0
-    return uncertainty
-
-
-def _organ(own: int, found: NDArray[np.integer[Any]], heat: Sections, voxel: float) -> Organ:
-    """Its volumes, of voxels of `voxel` mm3."""
-    voxels = likely = possible = 0
-    for labels, chance in zip(found, heat, strict=True):
-        here = labels == own
-        voxels += int(here.sum())
-        likely += int((here & (chance >= 0.75)).sum())
-        possible += int((here | (chance >= 0.25)).sum())
-    return Organ(own, voxel * voxels, (voxel * likely, voxel * possible))
 
 
 def walker_options(grid: Grid, marks: NDArray[np.int32], settings: Settings, prior_weight: float) -> WalkerOptions:
