@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from limner.annotations import Scribbles
-from limner.methods.scribbles import Session
+from limner.methods.scribbles import Segmentation, Session
 from limner.model_file import read_model
 from limner.run_record import machine, package_versions
 from limner.scribble_settings import Settings
@@ -96,11 +96,11 @@ def ladder(data: str, case: Case, strokes: Scribbles, model: Model | None) -> It
         yield row(case, "+ 1 x 1 layer", session.heat_maps(strokes)[1] > 0.5, {})
         metric = replace(session, settings=replace(given, metric_learning=True))
         yield row(case, "+ metric learning", metric.heat_maps(strokes)[1] > 0.5, {})
-        found = metric.segment(strokes).heat_maps[1] > 0.5
+        found = likely(metric.segment(strokes))
         yield row(case, "+ metric learning, random walker", found, {})
-        yield row(case, "+ 1 x 1 layer, random walker", session.segment(strokes).heat_maps[1] > 0.5, session.seconds)
+        yield row(case, "+ 1 x 1 layer, random walker", likely(session.segment(strokes)), session.seconds)
     by_itself = replace(session, settings=replace(given, prior_weight=0.0), seconds={}, _chances=None)
-    yield row(case, "random walker of strokes", by_itself.segment(strokes).heat_maps[1] > 0.5, by_itself.seconds)
+    yield row(case, "random walker of strokes", likely(by_itself.segment(strokes)), by_itself.seconds)
     last = by_itself if data != "models" else session
     for gamma in (None, 0.1, 0.3, 1.0, 3.0):
         last.settings = replace(last.settings, gamma=gamma)
@@ -108,6 +108,11 @@ def ladder(data: str, case: Case, strokes: Scribbles, model: Model | None) -> It
         name = "+ graph cut" if gamma is None else f"+ graph cut, gamma {gamma:g}"
         more = {"gamma": result.cut.gamma, "chosen": result.chosen}
         yield row(case, name, result.labels.labels > 0, last.seconds, **more)
+
+
+def likely(result: Segmentation) -> NDArray[np.bool_]:
+    """Where the first organ's chance is above one half."""
+    return np.asarray(result.heat_maps[1]) > 0.5
 
 
 def network_heat(session: Session, strokes: Scribbles) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from limner.scribble_settings import Settings
-from limner.stroke_network import LabelledVolume, fit, learn, train_on_strokes
+from limner.stroke_network import LabelledVolume, Model, build, fit, in_order, learn, own_scores, train_on_strokes
 from limner.working_grid import Grid
 
 QUICK = Settings(fields=2, steps=30, batch=2, learning_steps=60, rate=1e-2)
@@ -67,3 +67,16 @@ def test_refuses_volumes_without_an_organ(phantom):
     images, labels = phantom()
     with pytest.raises(ValueError, match="no organ is labelled"):
         fit([LabelledVolume(images, np.zeros_like(labels))], QUICK)
+
+
+def test_organs_are_numbered_in_the_order_of_names_where_all_names_match():
+    labels = torch.tensor([0, 1, 1, 2, 3])
+    model = Model(build(QUICK, 4, 1), QUICK, 4, 50.0, torch.zeros(5, 3), labels, ("Heart", "Liver", "Gut"))
+    ordered = in_order(model, ("gut", "heart", "liver"))
+    assert (ordered.labels.tolist(), ordered.names) == ([0, 2, 2, 3, 1], ("gut", "heart", "liver"))
+    assert own_scores(model, ("gut", "heart", "liver")) == (-4, -1, -3, -2)
+    assert own_scores(model, ("organ 1", "organ 2", "organ 3")) == (-4, -3, -2, -1)
+    assert in_order(model, ("heart", "liver", "gut")).labels.tolist() == labels.tolist()
+    for others in (("organ 1", "organ 2", "organ 3"), ("gut", "heart"), ("gut", "heart", "heart")):
+        assert in_order(model, others) is model
+    assert in_order(replace(model, names=("gut", "gut", "heart")), ("gut", "heart", "gut")).labels is labels

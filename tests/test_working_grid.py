@@ -46,3 +46,23 @@ def test_large_stacks_are_worked_on_at_coarser_pixels() -> None:
     assert grid.factor == 2
     assert grid.um_per_px == pytest.approx(2.0)
     assert grid.enlarged(np.ones((3, 750, 750), np.float32)).shape == (3, 1500, 1500)
+
+
+@pytest.mark.parametrize("labels_there", [[0, 1, 3], [2], [1, 2]])
+def test_enlarged_labels_are_those_whose_enlarged_share_is_largest(labels_there: list[int]) -> None:
+    labels = np.random.default_rng(0).choice(labels_there, (6, 7))
+    grid = Grid(np.zeros((1, 6, 7, 1), np.float32), (0.1, 0.03, 0.03), 3, (1, 17, 20))
+    shares = grid.enlarged(np.stack([labels == label for label in range(4)]).astype(np.float32))
+    large = grid.enlarged_labels(labels)
+    np.testing.assert_array_equal(large, shares.argmax(axis=0))
+    assert large.shape == (17, 20)
+
+
+def test_levels_do_not_depend_on_which_section_is_looked_at() -> None:
+    """One window for the stack: a dim section stays dim."""
+    space = Space((2, 8, 8), (0.1, 0.01, 0.01))
+    pixels = np.zeros(space.shape, np.uint16)
+    pixels[0, 2:6, 2:6], pixels[1, 2:6, 2:6] = 1000, 500
+    levels = Grid.of(Volume(pixels, space), None).levels
+    assert levels[0].max() == 255
+    assert levels[1].max() == pytest.approx(127.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ class Scribbles:
     """
 
     label_map: LabelMap
-    weights: NDArray[np.floating[Any]]
+    weights: NDArray[Any]
 
     def __post_init__(self) -> None:
         shape = self.label_map.space.shape
@@ -145,12 +146,16 @@ class Scribbles:
         >>> marks = LabelMap(np.array([[[0, 1, 0, 2, 2]]]), Space((1, 1, 5), (1.0, 1.0, 1.0)))
         >>> scribbles = Scribbles.from_marks(marks)
         >>> scribbles.weights, scribbles.classes
-        (array([[[0., 1., 0., 1., 1.]]], dtype=float32), (0, 1))
+        (array([[[0, 1, 0, 1, 1]]], dtype=uint8), (0, 1))
         """
         _check_marks(marks.labels, shape or marks.space.shape)
-        labels = np.maximum(marks.labels, 1) - marks.labels.dtype.type(1)  # no unsigned 0 - 1
+        labels, weights = np.zeros(marks.labels.shape, marks.labels.dtype), np.zeros(marks.labels.shape, np.uint8)
+        for z, section in enumerate(marks.labels):
+            if section.any():  # sections that are never written to take no memory
+                labels[z] = np.maximum(section, 1) - section.dtype.type(1)  # no unsigned 0 - 1
+                weights[z] = section > 0
         table = {mark - 1: label for mark, label in marks.table.items() if mark > 0}
-        return cls(replace(marks, labels=labels, table=table), (marks.labels > 0).astype(np.float32))
+        return cls(replace(marks, labels=labels, table=table), weights)
 
     def to_marks(self) -> LabelMap:
         """Strokes as files hold them, the inverse of `from_marks`; weights above 0 become 1."""
@@ -158,15 +163,16 @@ class Scribbles:
         table = {label + 1: entry for label, entry in self.label_map.table.items()}
         return replace(self.label_map, labels=marks.astype(np.min_scalar_type(marks.max())), table=table)
 
-    @property
+    @cached_property
     def classes(self) -> tuple[int, ...]:
         """Labels that have a stroke, increasing: 0, then the organs."""
-        return tuple(np.unique(self.label_map.labels[self.weights > 0]).tolist())
+        drawn = (np.unique(self.label_map.labels[z][self.weights[z] > 0]) for z in self.sections)
+        return tuple(sorted({label for labels in drawn for label in labels.tolist()}))
 
-    @property
+    @cached_property
     def sections(self) -> tuple[int, ...]:
         """Indices of the sections that were drawn upon, increasing."""
-        return tuple(np.flatnonzero((self.weights > 0).any(axis=(1, 2))).tolist())
+        return tuple(z for z, weights in enumerate(self.weights) if weights.any())
 
     def targets(self, sections: Sequence[int]) -> NDArray[np.int64]:
         """Indices into `classes` of the pixels of some sections, shape (len(sections), Y, X); 0 where unmarked."""

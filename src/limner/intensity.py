@@ -45,18 +45,37 @@ def tissue_mask(pixels: NDArray[Any]) -> NDArray[np.bool_]:
     return contrast > float(threshold_otsu(contrast.ravel()))  # type: ignore[no-untyped-call]
 
 
-def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.float32]:
+def to_8_bit(pixels: NDArray[Any], window: tuple[float, float] | None = None) -> NDArray[np.float32]:
     """Map the 0.5 and 99.5 percentiles of a stack's tissue to 0 and 255, once for the stack.
 
     Parameters
     ----------
     pixels : ndarray
         Shape (Z, Y, X) or (Z, Y, X, C), any real dtype.
+    window : tuple of float, optional
+        As `grey_window` gives it for the whole stack, of which `pixels` is a part.
 
     Returns
     -------
     ndarray of float32
         Same shape, not rounded, clipped to [0, 255]; 0 throughout for a constant stack.
+    """
+    low, high = grey_window(pixels) if window is None else window
+    scale = 255.0 / (high - low) if high > low else 0.0
+    levels = pixels.astype(np.float32)
+    levels -= np.float32(low)
+    levels *= np.float32(scale)
+    return np.clip(levels, 0, 255, out=levels)
+
+
+def grey_window(pixels: NDArray[Any]) -> tuple[float, float]:
+    """What `to_8_bit` maps to 0 and to 255, of a stack (Z, Y, X) or (Z, Y, X, C).
+
+    Examples
+    --------
+    >>> stack = np.zeros((1, 4, 4)); stack[0, 1:3, 1:3] = 9
+    >>> grey_window(stack)
+    (0.0, 9.0)
     """
     # every few pixels tell the percentiles as well, and no copy of a whole large stack is made
     step = max(1, round((pixels.size / SAMPLED) ** (1 / 3)))
@@ -66,9 +85,4 @@ def to_8_bit(pixels: NDArray[Any]) -> NDArray[np.float32]:
     low, high = np.percentile(inside, (0.5, 99.5))
     # background darker or brighter than the darkest and brightest tissue must stay distinct from it
     level = background_level(pixels if pixels.ndim == 4 else pixels[..., None]).mean()
-    low, high = min(low, level), max(high, level)
-    scale = 255.0 / (high - low) if high > low else 0.0
-    levels = pixels.astype(np.float32)
-    levels -= np.float32(low)
-    levels *= np.float32(scale)
-    return np.clip(levels, 0, 255, out=levels)
+    return float(min(low, level)), float(max(high, level))

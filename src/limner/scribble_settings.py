@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 MAGNIFICATIONS = (1, 2, 4, 8)
+OF_NETWORK = ("width", "fields", "steps", "batch", "rate", "patch")
+OF_TRAINING = (*OF_NETWORK, "sure")  # on strokes
+OF_FIT = (*OF_NETWORK, "working_um", "seed")  # what counts where there are no strokes
+OF_LEARNING = ("metric_learning", "tau", "beta", "lam", "learning_steps")  # on the network's features
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -248,6 +248,27 @@ def train_on_strokes(
     network = build(settings, len(chances), inputs.shape[1])
     train(network, sections, settings, device, progress)
     return network
+
+
+def in_order(model: Model, names: Sequence[str]) -> Model:
+    """The model with its organs numbered in the order of `names`; as it is where these are not its organs' names."""
+    places = _places(model, names)
+    return model if places is None else replace(model, labels=places[model.labels], names=tuple(names))
+
+
+def own_scores(model: Model, names: Sequence[str]) -> tuple[int, ...]:
+    """For each class, in the order of `names`, the feature that is the network's own score; as in `described`."""
+    places = _places(model, names)
+    order = range(model.n_classes) if places is None else places.argsort().tolist()
+    return tuple(label - model.n_classes for label in order)
+
+
+def _places(model: Model, names: Sequence[str]) -> Tensor | None:
+    """The class that each of the model's classes is among background and `names`; None where names differ."""
+    learnt, wanted = ([name.casefold() for name in some] for some in (model.names, names))
+    if len(set(learnt)) < len(learnt) or sorted(learnt) != sorted(wanted):
+        return None
+    return torch.tensor([0, *(1 + wanted.index(name) for name in learnt)])
 
 
 # ---- metric learning on frozen features -----------------------------------------------------------------------------

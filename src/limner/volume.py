@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +85,51 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class MadeSections:
+    """Numbers on a grid whose sections are made each time they are asked for: maps too large to be kept.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Z, Y, X).
+    make : callable
+        From a section's index to its numbers, float32, shape (Y, X).
+
+    Examples
+    --------
+    >>> steps = MadeSections((3, 1, 2), lambda z: np.full((1, 2), z, np.float32))
+    >>> steps[2], np.asarray(steps).shape
+    (array([[2., 2.]], dtype=float32), (3, 1, 2))
+    """
+
+    shape: tuple[int, int, int]
+    make: Callable[[int], NDArray[np.float32]]
+    dtype: ClassVar = np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, z: int) -> NDArray[np.float32]:
+        if not 0 <= z < len(self):
+            raise IndexError(f"MadeSections: section {z} is asked for; there are 0 to {len(self) - 1}")
+        return self.make(z)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return map(self.make, range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("MadeSections: an array of it is always a copy; do not ask for copy=False")
+        whole = np.empty(self.shape, dtype or self.dtype)
+        for z, section in enumerate(self):
+            whole[z] = section
+        return whole
+
+
+Sections: TypeAlias = NDArray[np.floating[Any]] | MadeSections
+
+
+@dataclass(frozen=True)
 class Label:
     """One row of a label table: a structure's name and its colour (red, green, blue; 0 to 255)."""
 
@@ -120,6 +166,16 @@ class LabelMap:
             raise ValueError(f"LabelMap(): labels have dtype {self.labels.dtype}; labels must be integers")
         if self.labels.shape != self.space.shape:
             raise ValueError(f"LabelMap(): labels have shape {self.labels.shape}, the space {self.space.shape}")
+
+    @cached_property
+    def present(self) -> tuple[int, ...]:
+        """Labels that occur, increasing, background among them."""
+        if self.labels.dtype not in (np.uint8, np.uint16):
+            return tuple(sorted({label for section in self.labels for label in np.unique(section).tolist()}))
+        seen = np.zeros(2**16, bool)  # several times as fast, and no copy of a section
+        for section in self.labels:
+            seen[section] = True
+        return tuple(np.flatnonzero(seen).tolist())
 
     def name_of(self, label: int) -> str:
         """The structure's name, or ``label N`` where the table has none."""

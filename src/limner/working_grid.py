@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limner.annotations import Scribbles
-from limner.intensity import to_8_bit
+from limner.intensity import grey_window, to_8_bit
 from limner.training import with_coordinates
 from limner.volume import Volume
 
@@ -41,9 +41,11 @@ class Grid:
             )
         voxels = math.prod(images.space.shape)
         factor = math.ceil(math.sqrt(voxels / LARGEST_STACK)) if working_um is None else round(working_um / own_um)
-        levels = to_8_bit(images.pixels)
-        levels = _reduced(levels[..., None] if levels.ndim == 3 else levels, max(1, factor))
-        return cls(levels, (z, y * max(1, factor), x * max(1, factor)), max(1, factor), images.space.shape)
+        factor = max(1, factor)
+        pixels = images.pixels[..., None] if images.pixels.ndim == 3 else images.pixels
+        window = grey_window(images.pixels)
+        levels = np.concatenate([_reduced(to_8_bit(section[None], window), factor) for section in pixels])
+        return cls(levels, (z, y * factor, x * factor), factor, images.space.shape)
 
     @property
     def um_per_px(self) -> float:
@@ -52,10 +54,13 @@ class Grid:
 
     def marks(self, scribbles: Scribbles) -> NDArray[np.int32]:
         """Strokes on this grid: 0 unmarked, then 1 + index into `Scribbles.classes`; organs win over background."""
-        drawn = list(scribbles.sections)
-        full = np.zeros(self.full_shape, np.int32)
-        full[drawn] = np.where(scribbles.weights[drawn] > 0, scribbles.targets(drawn) + 1, 0)
-        return _blocks(full[..., None], self.factor).max(axis=(2, 4))[..., 0]
+        marks = np.zeros(self.levels.shape[:3], np.int32)
+        for z in scribbles.sections:
+            labels, drawn = scribbles.label_map.labels[z], scribbles.weights[z] > 0
+            for mark, label in enumerate(scribbles.classes, start=1):
+                stroke = drawn & (labels == label)
+                marks[z][_blocks(stroke[None, ..., None], self.factor).any(axis=(0, 2, 4, 5))] = mark
+        return marks
 
     def middles(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
         """Labels (Z, Y, X) at the middle of each pixel of this grid."""
@@ -65,14 +70,27 @@ class Grid:
         )
         return labels[:, rows[:, None], columns]
 
-    def enlarged(self, maps: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def enlarged(self, maps: NDArray[np.floating[Any] | np.bool_]) -> NDArray[np.float32]:
         """Maps (L, Y, X) in [0, 1] of one section at the images' own size, linear between pixels."""
         if self.factor == 1:
             return maps.astype(np.float32)
         size = [self.factor * n for n in maps.shape[1:]]
         large = F.interpolate(torch.from_numpy(maps.astype(np.float32))[None], size=size, mode="bilinear")[0]
         # weights of the interpolation may add up to a little more than 1
-        return large[:, : self.full_shape[1], : self.full_shape[2]].clamp(0, 1).numpy()
+        return large[:, : self.full_shape[1], : self.full_shape[2]].clamp_(0, 1).numpy()
+
+    def enlarged_labels(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.uint16]:
+        """Labels (Y, X) of one section at the images' own size: at each pixel the one that reaches farthest there."""
+        present = np.unique(labels).tolist()
+        if self.factor == 1:
+            return labels.astype(np.uint16)
+        most = self.enlarged(labels[None] == present[0])[0]
+        large = np.full(most.shape, present[0], np.uint16)
+        for label in present[1:]:
+            share = self.enlarged(labels[None] == label)[0]
+            large[share > most] = label
+            np.maximum(most, share, out=most)
+        return large
 
     def inputs(self, sections: slice | Sequence[int], located: bool) -> Tensor:
         """What the network sees of some sections, (n, C, Y, X): levels in [0, 1] and, if `located`, z, y and x."""
@@ -94,4 +112,4 @@ def _blocks(pixels: NDArray[Any], factor: int) -> NDArray[Any]:
 def _reduced(pixels: NDArray[Any], factor: int) -> NDArray[np.float32]:
     if factor == 1:
         return np.asarray(pixels, np.float32)
-    return np.concatenate([_blocks(section[None], factor).mean(axis=(2, 4), dtype=np.float32) for section in pixels])
+    return _blocks(pixels, factor).mean(axis=(2, 4), dtype=np.float32)

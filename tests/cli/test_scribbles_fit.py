@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 import limner.cli.scribbles_fit
 from limner.cli import main
 from limner.model_file import read_model
+from limner.scribble_settings import Settings
 from limner.stroke_network import LabelledVolume, from_model
 
 SHAPE = (4, 32, 40)
@@ -168,3 +171,16 @@ def test_bad_volumes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[st
 def test_organs_that_are_no_labels_are_refused(organs: str) -> None:
     with pytest.raises(ValueError, match=r"is no list of labels|names background"):
         limner.cli.scribbles_fit.parse_organs(organs)
+
+
+def test_help_tells_the_options_that_count(capsys: pytest.CaptureFixture[str]) -> None:
+    """What only strokes, random walker and cut depend on is no option of a training."""
+    helps = {}
+    for name in ("fit", "segment"):
+        with pytest.raises(SystemExit):
+            main(["scribbles", name, "-h"])
+        helps[name] = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    settings = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Settings)}
+    assert helps["segment"] >= settings
+    counts = {"--working-um", "--width", "--fields", "--steps", "--batch", "--rate", "--patch", "--seed"}
+    assert helps["fit"] & settings == counts

@@ -25,8 +25,10 @@ from limner.annotations import Scribbles
 from limner.cli import main
 from limner.graph_cut import CutOptions
 from limner.io.ome_zarr import save_ome_zarr
-from limner.methods.scribbles import Organ, Segmentation, Session
+from limner.methods.scribbles import Segmentation, Session
 from limner.model_file import ModelFile
+from limner.organ_maps import Organ
+from limner.random_walker import WalkerOptions
 from limner.volume import LabelMap
 
 SPACING = (0.05, 0.02, 0.01)
@@ -109,6 +111,7 @@ class Computation:
             organs=tuple(Organ(n, VOXEL * int((found == n).sum()), (0.001, 0.02)) for n in organs),
             suggestions=(3, 0),
             cut=CutOptions(gamma=0.3),
+            walker=WalkerOptions(5.5, 0.02, session.prior_weight),
             chosen={"0.3": 0.75, "1": 0.5},
             seconds={"network": 2.0},
             notes=("few strokes",),
@@ -272,7 +275,7 @@ def out_is_a_file(data: Path) -> list[str]:
 
 
 BAD: list[tuple[Callable[[Path], list[str]], str]] = [
-    (only_background, "all strokes mark background; mark an organ too"),
+    (only_background, "all strokes mark background; mark an organ too, background strokes are 1 and organs begin at 2"),
     (no_background, "there is no background stroke; mark some background too"),
     (no_stroke, r"strokes\.nii\.gz labels no section"),
     (other_shape, r"strokes\.nii\.gz has shape \(6, 28, 32\), the stack \(6, 24, 32\)"),
@@ -359,7 +362,15 @@ def test_a_volume_comes_out_whole(data: Path, computation: Computation, capsys: 
     assert values["seed"] == values["settings"]["seed"] == 4
     assert values["settings"]["model"] is None
     assert values["settings"]["gamma"] is None
-    assert values["chosen"] == {"gamma": 0.3, "contrast": 10, "delta": 0.1, "left_out_right": {"0.3": 0.75, "1": 0.5}}
+    assert values["chosen"] == {
+        "walker_contrast": 5.5,
+        "walker_delta": 0.02,
+        "prior_weight": 0,
+        "gamma": 0.3,
+        "contrast": 10,
+        "delta": 0.1,
+        "left_out_right": {"0.3": 0.75, "1": 0.5},
+    }
     assert list(values["inputs"]) == ["images", "scribbles"]
     assert values["organs"]["2"]["name"] == "organ 2"
     assert values["organs"]["2"]["interval_mm3"] == [0.001, 0.02]
@@ -393,15 +404,19 @@ def test_names_are_of_marks_and_written_back_as_labels(data: Path) -> None:
 def test_names_that_are_not_the_models_are_told(
     data: Path, computation: Computation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (data / "labels.csv").write_text("index,name\n1,Liver\n2,Heart\n")
+    (data / "labels.csv").write_text("index,name\n1,liver\n2,heart\n")
     model = tiny_model(data, "--label-table", str(data / "labels.csv"))
     assert main(command(data, "--label-table", str(data / "table.csv"), "--model", str(model))) == 0
+    assert "warning" not in capsys.readouterr().err  # another order is no matter
+    (data / "labels.csv").write_text("index,name\n1,Liver\n2,Gut\n")
+    tiny_model(data, "--label-table", str(data / "labels.csv"), "--overwrite")
+    assert main(command(data, "--label-table", str(data / "table.csv"), "--model", str(model), "--overwrite")) == 0
     error = capsys.readouterr().err
-    assert "limner: warning: --model: it learned Liver, Heart, the strokes are for Heart, Liver" in error
-    (data / "table.csv").write_text("index,name\n2,liver\n3,heart\n")
-    assert main(command(data, "--label-table", str(data / "table.csv"), "--model", str(model))) == 0
+    assert "limner: warning: --model: it learned Liver, Gut, the strokes are for Heart, Liver" in error
+    (data / "table.csv").write_text("index,name\n2,liver\n3,gut\n")
+    assert main(command(data, "--label-table", str(data / "table.csv"), "--model", str(model), "--overwrite")) == 0
     assert "warning" not in capsys.readouterr().err
-    assert computation.calls == 2
+    assert computation.calls == 3
 
 
 @pytest.mark.usefixtures("computation")
@@ -557,6 +572,39 @@ def test_a_folder_with_other_files_is_left_alone(
     assert "heat_maps was not written by Limner" in capsys.readouterr().err
     assert tree(out) == {"heat_maps/mine.txt": b"mine"}
     assert computation.calls == 0
+
+
+def shown_settings(data: Path) -> set[str]:
+    html = (data.parent / "out" / "report.html").read_text()
+    return set(re.findall(r"<tr><th[^>]*>(\w+)</th>", html[html.index('<table class="settings">') :]))
+
+
+@pytest.mark.usefixtures("computation")
+def test_the_report_shows_settings_of_a_network_only_where_there_was_one(data: Path) -> None:
+    assert main(command(data)) == 0
+    walked = shown_settings(data)
+    assert walked >= {"gamma", "walker_contrast", "working_um", "seed"}
+    assert not walked & {"steps", "width", "tau", "learning_steps"}
+    assert main(command(data, "--prior-weight", "0.1", "--overwrite")) == 0
+    assert shown_settings(data) >= {"steps", "width", "tau", "learning_steps"}
+    assert main(command(data, "--model", str(tiny_model(data)), "--overwrite")) == 0
+    assert not shown_settings(data) & {"steps", "width"}
+    assert shown_settings(data) >= {"tau", "learning_steps"}
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.usefixtures("computation")
+def test_finished_labels_given_as_strokes_are_warned_of(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(data)) == 0
+    assert "finished" not in capsys.readouterr().err
+    finished = marks()
+    finished[4, :, 4:28] = 2
+    assert main(strokes_of(data, finished)) == 0
+    printed = capsys.readouterr().err
+    assert printed.count("warning") == 1
+    assert re.search(
+        r"SCRIBBLES: marks cover 7\d% of section 4 of .*strokes\.nii\.gz, as in a finished label map", printed
+    )
 
 
 # --- the real method -------------------------------------------------------------------------------------------------

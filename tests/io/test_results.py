@@ -5,7 +5,7 @@ import pytest
 
 from limner.io import read, read_label_volume, write_result
 from limner.space import Space
-from limner.volume import Volume
+from limner.volume import MadeSections, Volume
 
 SPACING = (0.05, 0.02, 0.01)
 
@@ -50,6 +50,17 @@ def test_folder_results(tmp_path, folder_stack, value, ending, dtype):
     assert first[1, 1] == second[1, 2] == value
     if value != 0.25:
         assert np.array_equal(read_label_volume(folder, folder_stack).labels, pixels)
+
+
+@pytest.mark.parametrize("kind", ["folder", "volume"])
+def test_maps_made_section_by_section_are_written_as_arrays_are(tmp_path, folder_stack, stack, kind):
+    like = folder_stack if kind == "folder" else stack
+    whole = np.random.default_rng(0).random(like.space.shape, np.float32)
+    made = write_result(tmp_path / "made", "heat", MadeSections(whole.shape, lambda z: whole[z]), like)
+    array = write_result(tmp_path / "array", "heat", whole, like)
+    files = [made] if made.is_file() else sorted(made.iterdir())
+    for file in files:
+        assert file.read_bytes() == (array / file.name if array.is_dir() else array).read_bytes()
 
 
 def test_nothing_partial_stays_and_other_files_do(tmp_path, folder_stack, stack):

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 from pathlib import Path
 
 import nibabel
@@ -186,8 +187,10 @@ def test_nifti_cut_before_it_was_compressed(tmp_path, noise):
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"])
 def test_text_under_the_name_of_a_volume(tmp_path, capfd, ending):
     (tmp_path / f"a{ending}").write_text("this is no image\n" * 30)
-    with pytest.raises(ValueError, match=rf"a{ending} cannot be read"):
+    with pytest.raises(ValueError, match=rf"a{ending} cannot be read") as raised:
         read(tmp_path / f"a{ending}")
+    assert not re.search(r"unpack|sitk|ImageIO", str(raised.value))  # a library's words, which tell a user nothing
+    assert str(raised.value).count(f"a{ending}") == 1
     assert capfd.readouterr().err == ""
 
 

@@ -1,17 +1,20 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
+from limner.annotations import Scribbles
 from limner.graph_cut import CutOptions
-from limner.methods.scribbles import Session, choose_cut, segment, suggest_sections, walker_options
+from limner.methods.scribbles import GAMMA_ALONE, Session, choose_cut, segment, suggest_sections, walker_options
 from limner.model_file import read_model
 from limner.run_record import Store
 from limner.scribble_settings import Settings
 from limner.space import Space
 from limner.stroke_network import LabelledVolume, fit, from_model, to_model
-from limner.volume import Volume
+from limner.volume import Label, Volume
 from limner.working_grid import Grid
 
 QUICK = Settings(fields=2, steps=30, batch=2, learning_steps=60, rate=1e-2)
@@ -43,17 +46,20 @@ def test_a_result_agrees_with_itself(phantom, strokes_on):
     result = segment(images, strokes, Settings(gamma=1.0))
     marked = strokes.weights > 0
     np.testing.assert_array_equal(result.labels.labels[marked], strokes.label_map.labels[marked])
-    np.testing.assert_allclose(result.heat_maps.sum(axis=0), 1, atol=1e-5)
-    assert (result.uncertainty[marked] == 0).all()
-    assert 0 <= result.uncertainty.min() <= result.uncertainty.max() <= 1
+    np.testing.assert_allclose(np.sum(result.heat_maps, axis=0), 1, atol=1e-5)
+    uncertainty = np.asarray(result.uncertainty)
+    assert (uncertainty[marked] == 0).all()
+    assert 0 <= uncertainty.min() <= uncertainty.max() <= 1
     wrong = (result.labels.labels != labels) & ~marked
     right = (result.labels.labels == labels) & ~marked
-    assert result.uncertainty[wrong].mean() > 1.5 * result.uncertainty[right].mean()
+    assert uncertainty[wrong].mean() > 1.5 * uncertainty[right].mean()
     for organ in result.organs:
         voxels = (result.labels.labels == organ.label).sum()
         assert organ.volume_mm3 == pytest.approx(voxels * 0.1 * 0.05 * 0.05)
         assert organ.interval_mm3[0] <= organ.volume_mm3 <= organ.interval_mm3[1]
     assert (result.cut, result.chosen) == (CutOptions(1.0, 10.0, 0.1), {})
+    grid = Grid.of(images, None)
+    assert result.walker == walker_options(grid, grid.marks(strokes), Settings(), 0.0)
 
 
 def test_a_larger_gamma_gives_a_smoother_surface(phantom, strokes_on):
@@ -83,7 +89,7 @@ def test_gamma_is_the_one_at_which_left_out_strokes_come_out_right(phantom, stro
 def test_strokes_may_be_drawn_on_one_section_only(phantom, strokes_on):
     images, labels = phantom()
     result = segment(images, strokes_on(images, labels, [1], drawn=(10,)), Settings())
-    assert result.cut.gamma == 1.0
+    assert result.cut.gamma == GAMMA_ALONE  # no section can be left out
     assert _iou(result.labels.labels[10] == 1, labels[10] == 1) > 0.7
 
 
@@ -100,7 +106,7 @@ def test_more_strokes_redo_neither_network_nor_features(tmp_path, phantom, strok
     assert second.notes[0].startswith("gamma was chosen when 3 sections were drawn on, now there are 4")
     again = segment(images, more, settings, store=Store(tmp_path))  # all from what is kept
     np.testing.assert_array_equal(again.labels.labels, second.labels.labels)
-    assert (first.heat_maps != second.heat_maps).any()
+    assert (np.asarray(first.heat_maps) != np.asarray(second.heat_maps)).any()
 
 
 def test_a_session_gives_the_heat_map_of_one_section_as_of_all(phantom, strokes_on):
@@ -110,7 +116,7 @@ def test_a_session_gives_the_heat_map_of_one_section_as_of_all(phantom, strokes_
     np.testing.assert_allclose(session.heat_maps(strokes)[:, 7], session.heat_map(strokes, 7), atol=1e-6)
 
 
-def test_a_model_of_other_volumes_finds_the_organ_far_fromstrokes_on(tmp_path, phantom, strokes_on):
+def test_a_model_of_other_volumes_finds_the_organ_far_from_strokes(tmp_path, phantom, strokes_on):
     volumes = []
     for seed in (1, 2):
         images, labels = phantom(seed=seed)
@@ -132,8 +138,16 @@ def test_a_coarser_grid_gives_labels_of_full_size_and_thick_organs_the_same(phan
     images, labels = phantom(shape=(20, 80, 96))
     strokes = strokes_on(images, labels, [1])
     coarse = segment(images, strokes, Settings(working_um=100.0, gamma=0.3))
-    assert coarse.labels.labels.shape == labels.shape
-    assert _iou(coarse.labels.labels == 1, labels == 1) > 0.75
+    found, marked = coarse.labels.labels, strokes.weights > 0
+    assert (found.shape, found.dtype) == (labels.shape, np.uint8)
+    assert _iou(found == 1, labels == 1) > 0.75
+    np.testing.assert_array_equal(found[marked], strokes.label_map.labels[marked])
+    heat, uncertainty = np.asarray(coarse.heat_maps), np.asarray(coarse.uncertainty)
+    assert (uncertainty[marked] == 0).all()
+    np.testing.assert_allclose(uncertainty[~marked], 1 - np.where(found == 1, *heat[::-1])[~marked], atol=1e-6)
+    voxels = [(found == 1).sum(), ((found == 1) & (heat[1] >= 0.75)).sum(), ((found == 1) | (heat[1] >= 0.25)).sum()]
+    (organ,) = coarse.organs
+    assert [organ.volume_mm3, *organ.interval_mm3] == pytest.approx([n * 0.1 * 0.05 * 0.05 for n in voxels])
 
 
 def test_walkers_hardly_cross_edges_where_drawn_sections_are_far_apart(phantom, strokes_on):
@@ -147,9 +161,9 @@ def test_walkers_hardly_cross_edges_where_drawn_sections_are_far_apart(phantom, 
 
 
 def test_suggests_uncertain_sections_apart_from_each_other_and_from_drawn_ones():
-    uncertainty = np.zeros((40, 2, 2), np.float32)
-    uncertainty[[10, 11, 20, 30, 31, 5]] = np.array([0.9, 0.95, 0.5, 0.3, 0.2, 0.8])[:, None, None]
-    assert suggest_sections(uncertainty, (6,)) == (11, 20, 30)
+    uncertainty = np.zeros(40)
+    uncertainty[[10, 11, 20, 30, 31, 5]] = 0.9, 0.95, 0.5, 0.3, 0.2, 0.8
+    assert suggest_sections(uncertainty.tolist(), (6,)) == (11, 20, 30)
 
 
 def test_refuses_what_cannot_be(phantom, strokes_on):
@@ -182,6 +196,29 @@ def test_says_when_a_model_knows_other_organs(phantom, strokes_on):
     assert notes == (
         "The model knows 2 organs, the strokes 1: only its features are used, not what it has learnt of its organs.",
     )
+
+
+def test_a_model_s_organs_are_found_by_their_names(phantom, strokes_on):
+    images, labels = phantom()
+    model, _ = fit([LabelledVolume(images, labels)], replace(QUICK, steps=120, rate=3e-3))
+    strokes = strokes_on(images, labels, [1, 2])
+    table = {1: Label("Heart", (255, 0, 0)), 2: Label("Liver", (0, 0, 255))}
+    named = Scribbles(replace(strokes.label_map, table=table), strokes.weights)
+    order = torch.tensor([0, 2, 1])
+    network = copy.deepcopy(model.network)
+    network.head.weight.data, network.head.bias.data = network.head.weight[order], network.head.bias[order]
+    features = torch.cat([model.features[:, :-3], model.features[:, -3:][:, order]], dim=1)
+    swapped = replace(model, network=network, features=features, labels=order[model.labels])
+
+    def found(model, *names):  # hardly anything is learnt of the strokes: what the network says
+        session = Session.open(images, Settings(learning_steps=1), replace(model, names=names))
+        return session.heat_maps(named).argmax(axis=0)
+
+    as_drawn = found(model, "Heart", "Liver")
+    organs = as_drawn > 0
+    assert organs[labels > 0].mean() > 0.5
+    assert (found(swapped, "liver", "heart") == as_drawn).mean() > 0.99
+    assert (found(swapped) == as_drawn)[organs].mean() < 0.1
 
 
 def test_a_volume_a_little_coarser_than_the_model_is_taken_as_it_is(phantom):

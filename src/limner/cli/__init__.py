@@ -96,10 +96,12 @@ def _parse(arguments: list[str]) -> Command:
     import tyro
     from tyro.extras import SubcommandApp
 
+    from limner.cli.arguments import only_some
     from limner.cli.demo import Demo
     from limner.cli.evaluate import EvaluateLabels
     from limner.cli.evaluate_objects import EvaluateObjects
     from limner.cli.info import Info
+    from limner.scribble_settings import OF_FIT, Settings
 
     # the command that is asked for explains itself by its class's docstring, in full
     asked = " ".join(arguments[:2])
@@ -115,7 +117,8 @@ def _parse(arguments: list[str]) -> Command:
     top.command(name="info", help=help_of["info"])(Info)
     top.command(name="demo", help=help_of["demo"])(Demo)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    command: Command = top.cli(prog="limner", description=DESCRIPTION, args=arguments, config=config)
+    options = only_some(Settings, OF_FIT) if asked == "scribbles fit" else None
+    command: Command = top.cli(prog="limner", description=DESCRIPTION, args=arguments, config=config, registry=options)
     return command
 
 

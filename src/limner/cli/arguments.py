@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Annotated, Literal
 
-from tyro.constructors import PrimitiveConstructorSpec
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
 
 SectionAxis = Literal["z", "y", "x", "k", "j", "i"]
 
@@ -63,6 +70,23 @@ def parse_spacing(text: str) -> tuple[float, float, float]:
     if not (0 < z < float("inf") and 0 < y < float("inf") and 0 < x < float("inf")):
         raise ValueError(f"{text!r} is no spacing; every number must be above 0 mm")
     return z, y, x
+
+
+def only_some(settings: type, names: Collection[str]) -> ConstructorRegistry:
+    """Rules by which only those fields of a dataclass become options that are named; the others keep their defaults."""
+    registry, busy = ConstructorRegistry(), set[type]()
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if info.type is not settings or settings in busy:
+            return None  # by tyro's own rules, also where these are asked for below
+        busy.add(settings)
+        whole = ConstructorRegistry.get_struct_spec(info)
+        busy.clear()
+        assert isinstance(whole, StructConstructorSpec)
+        return replace(whole, fields=tuple(field for field in whole.fields if field.name in names))
+
+    return registry
 
 
 Indices = Annotated[

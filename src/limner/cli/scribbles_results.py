@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from limner.annotations import Scribbles
 from limner.io import read_table, write_result, write_table
 from limner.methods.scribbles import Segmentation
 from limner.report.scribbles import OrganRow, ScribblesReport, write_scribbles_report
+from limner.scribble_settings import OF_LEARNING, OF_TRAINING
 from limner.volume import LabelMap, Volume
 
 Scores = Mapping[int, Mapping[str, float]]
@@ -83,7 +84,7 @@ def report_of(
     segmentation : Segmentation
         The result.
     settings : mapping of str to object
-        Of the run; those of the cut are shown as they were used.
+        Of the run; those of walker and cut are shown as they were used, those of a network only where there was one.
     truth : LabelMap, optional
         True labels.
     scores : mapping of int to mapping of str to float, optional
@@ -100,10 +101,31 @@ def report_of(
             for organ in segmentation.organs
         ],
         suggestions=segmentation.suggestions,
-        settings={**settings, **dataclasses.asdict(segmentation.cut)},
+        settings=_those_used({**settings, **used_options(segmentation)}),
         truth=truth,
         notes=segmentation.notes,
     )
+
+
+def used_options(segmentation: Segmentation) -> dict[str, float]:
+    """What random walker and graph cut used, by the names of the settings, given or not."""
+    walker = segmentation.walker
+    return {
+        "walker_contrast": walker.contrast,
+        "walker_delta": walker.delta,
+        "prior_weight": walker.prior_weight,
+        **dataclasses.asdict(segmentation.cut),
+    }
+
+
+def _those_used(settings: Mapping[str, object]) -> dict[str, object]:
+    """Without the network's settings where none was used, and those of its training where a model was given."""
+    unused: Sequence[str] = ()
+    if settings["prior_weight"] == 0:
+        unused = (*OF_TRAINING, *OF_LEARNING)
+    elif settings.get("model") is not None:
+        unused = OF_TRAINING
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def organ_records(segmentation: Segmentation) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from limner.cli.device import find_device
 from limner.cli.image_files import hash_stack
 from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
-from limner.cli.scribbles_results import organ_records, report_of, write_results
+from limner.cli.scribbles_results import organ_records, report_of, used_options, write_results
 from limner.io import default_colour, read, read_label_volume, read_labels, read_table
 from limner.io.geojson_sections import holds_geojson
 from limner.methods.scribbles import ALGORITHM, Segmentation, Session
@@ -34,6 +34,7 @@ from limner.volume import Label, LabelMap, LabelTable, Volume
 
 NONE = "(default: none)"
 LARGEST_HEAT_MAPS = 200_000_000  # bytes of all together that are written unasked
+MOST_DRAWN = 0.5  # of a section; files with more hold finished labels
 MOST_MARKS = 64  # different ones; files with more hold an image
 
 
@@ -56,8 +57,8 @@ class ScribblesSegment:
     output: Annotated[Path, arg(aliases=["-o"], metavar="OUT", help_behavior_hint="(required)")]
     """Folder for the results, made if need be. Organs are labelled 1, 2, ... there, 0 is background."""
     model: Annotated[Path | None, arg(metavar="MODEL", help_behavior_hint="(default: the strokes alone)")] = None
-    """A model that `limner scribbles fit` trained on other volumes. Draw its organs, in its order: `limner info MODEL`
-    names them."""
+    """A model that `limner scribbles fit` trained on other volumes. Draw its organs, in its order or under its names:
+    `limner info MODEL` tells them."""
     label_table: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """Names and colours of the marks as they are in SCRIBBLES (organs from 2 on): ITK-SNAP, FreeSurfer or CSV
     (index,name,r,g,b); written back likewise, numbered as in OUT."""
@@ -186,13 +187,32 @@ def read_scribbles(path: Path, images: Volume, label_table: Path | None = None) 
     if holds_geojson(path):
         raise ValueError(f"SCRIBBLES: {path} is GeoJSON, whose classes have no numbers; draw the strokes into labels")
     marks = read_labels(path, images).label_map
-    present = np.unique(marks.labels)
+    present = marks.present
     if len(present) > MOST_MARKS or present[0] > 0:
         found = f"{len(present)} different marks" if len(present) > MOST_MARKS else "a mark on every pixel"
         raise ValueError(f"SCRIBBLES: {path} holds {found}, as an image does; give IMAGES first and SCRIBBLES second")
     given = {} if label_table is None else read_table(label_table)[0]
-    table = _named([mark for mark in present.tolist() if mark > 1], {**marks.table, **given})
-    return Scribbles.from_marks(dataclasses.replace(marks, table=table), images.space.shape)
+    if present[-1] == 1:
+        raise ValueError(
+            f"SCRIBBLES: {path} holds marks 0 and 1 alone: all strokes mark background; mark an organ too, background "
+            "strokes are 1 and organs begin at 2"
+        )
+    table = _named([mark for mark in present if mark > 1], {**marks.table, **given})
+    scribbles = Scribbles.from_marks(dataclasses.replace(marks, table=table), images.space.shape)
+    _compare_with_strokes(path, scribbles)
+    return scribbles
+
+
+def _compare_with_strokes(path: Path, scribbles: Scribbles) -> None:
+    """Warn of a finished label map: nobody draws strokes over half of a section."""
+    shares = {z: float((scribbles.weights[z] > 0).mean()) for z in scribbles.sections}
+    fullest = max(shares, key=lambda z: shares[z])
+    if shares[fullest] > MOST_DRAWN:
+        warnings.warn(
+            f"SCRIBBLES: marks cover {shares[fullest]:.0%} of section {fullest} of {path}, as in a finished label map; "
+            "of strokes 0 is unmarked, 1 background, 2, 3, ... are organs",
+            stacklevel=3,
+        )
 
 
 def _named(marks: Sequence[int], table: LabelTable) -> LabelTable:
@@ -220,7 +240,7 @@ def read_truth(path: Path, images: Volume, scribbles: Scribbles) -> LabelMap:
 
 
 def _compare_names(learned: Sequence[str], drawn: Sequence[str]) -> None:
-    if len(learned) == len(drawn) and [n.lower() for n in learned] != [n.lower() for n in drawn]:
+    if len(learned) == len(drawn) and sorted(map(str.casefold, learned)) != sorted(map(str.casefold, drawn)):
         warnings.warn(
             f"--model: it learned {', '.join(learned)}, the strokes are for {', '.join(drawn)}; if these are not the "
             "same organs in the same order, the model misleads",
@@ -274,7 +294,7 @@ def _finish(
     done = running.completed(
         seconds=segmentation.seconds,
         organs=organ_records(segmentation),
-        chosen={**dataclasses.asdict(segmentation.cut), "left_out_right": dict(segmentation.chosen)},
+        chosen={**used_options(segmentation), "left_out_right": dict(segmentation.chosen)},
         scores=to_plain(scores or {}),
         suggestions=segmentation.suggestions,
         summary=report.summary,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from limner.space import IDENTITY
 from limner.volume import Source
 
+LONGEST_REASON = 100  # characters of what is wrong with a file; what is longer, image libraries say of themselves
 Triple = tuple[float, float, float]
 PartialSpacing = tuple[float | None, float | None, float | None]
 
@@ -57,8 +59,9 @@ class Content:
 
 def unreadable(path: Path, reason: object) -> ValueError:
     """The one-line error for a file that is damaged or is not what its ending says."""
-    lines = str(reason).strip().splitlines() or [type(reason).__name__]
-    detail = "" if isinstance(reason, LookupError | ArithmeticError | TypeError) else f": {lines[-1].strip()}"
+    last = (str(reason).strip().splitlines() or [type(reason).__name__])[-1].strip()
+    of_library = isinstance(reason, LookupError | ArithmeticError | TypeError | struct.error) or path.name in last
+    detail = "" if of_library or len(last) > LONGEST_REASON else f": {last}"
     return ValueError(f"read(): {path} cannot be read (truncated, or not what its ending says? copy it again){detail}")
 
 

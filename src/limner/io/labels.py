@@ -332,8 +332,7 @@ def _with_table(label_map: LabelMap, table: LabelTable | str | Path | None) -> L
     """The given table, else that of the file itself, else names ``label N``."""
     given = _read_table(table)
     if given is None:
-        present = np.unique(label_map.labels).tolist()
-        given = {**default_table(present), **label_map.table}
+        given = {**default_table(label_map.present), **label_map.table}
     return replace(label_map, table=given)
 
 

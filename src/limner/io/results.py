@@ -16,14 +16,18 @@ from limner.io.sections import centre_slices
 from limner.io.tiff import OME_TIFF_ENDINGS, save_ome_tiff, save_tiff
 from limner.io.volumes import save_volume
 from limner.space import Space
-from limner.volume import LabelTable, Source, Volume
+from limner.volume import LabelTable, MadeSections, Source, Volume
 
 # Formats of two files are written as one.
 SINGLE_FILE_ENDINGS = {".mhd": ".mha", ".nhdr": ".nrrd"}
 
 
 def write_result(
-    folder: str | Path, stem: str, pixels: NDArray[Any], like: Volume, table: LabelTable | None = None
+    folder: str | Path,
+    stem: str,
+    pixels: NDArray[Any] | MadeSections,
+    like: Volume,
+    table: LabelTable | None = None,
 ) -> Path:
     """Write labels or a map of numbers in the form that a stack was read from.
 
@@ -33,7 +37,7 @@ def write_result(
         Where to write; made if missing.
     stem : str
         Name of the result without ending.
-    pixels : ndarray
+    pixels : ndarray or MadeSections
         Shape (Z, Y, X) of `like`. Integers >= 0 are written as the smallest of uint8, uint16 and uint32 that holds
         them, floating point numbers as float32.
     like : Volume
@@ -69,11 +73,13 @@ def write_result(
             f"write_result(): pixels have shape {pixels.shape}, the stack {like.space.shape} (z, y, x); give both on "
             "one grid"
         )
-    pixels = _for_files(pixels)
     source = like.source or Source("volume", Path(), ".nii.gz")
+    if not isinstance(pixels, MadeSections):
+        pixels = _for_files(pixels)
     folder.mkdir(parents=True, exist_ok=True)
-    if source.kind == "folder":
+    if source.kind == "folder":  # its sections are written one by one: those of a map are made then
         return _write_folder(_target(folder, stem, source), pixels, like.space, source)
+    pixels = np.asarray(pixels)
     target = _target(folder, stem + SINGLE_FILE_ENDINGS.get(source.extension, source.extension), source)
     pixels, space = _in_file_order(pixels, like.space, source)
     if source.kind == "ome-zarr":
@@ -144,7 +150,7 @@ def _write_zarr(target: Path, pixels: NDArray[Any], space: Space, source: Source
     shutil.rmtree(earlier, ignore_errors=True)
 
 
-def _write_folder(target: Path, pixels: NDArray[Any], space: Space, source: Source) -> Path:
+def _write_folder(target: Path, pixels: NDArray[Any] | MadeSections, space: Space, source: Source) -> Path:
     """One file a section, cropped to the section's own size."""
     partial = target.with_name(f".partial-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)

@@ -79,13 +79,25 @@ def load_folder(folder: Path, labels: bool = False) -> Content:
         If a section cannot be read or differs from the first in channels or type (images) or spacing.
     """
     files = list_sections(folder)
-    sections, spacings = zip(*(load_section(file, labels) for file in files), strict=True)
+    loaded = [load_section(file, labels) for file in files]
+    sections, spacings = [pixels for pixels, _ in loaded], [spacing for _, spacing in loaded]
+    del loaded
     _check_alike(files, sections, spacings, labels)
-    canvas = (max(s.shape[0] for s in sections), max(s.shape[1] for s in sections))
-    pixels = np.stack([centre(s, canvas, 0 if labels else border_median(s)) for s in sections])
     sizes = tuple((s.shape[0], s.shape[1]) for s in sections)
+    pixels = _stacked(sections, labels)
     source = Source("folder", folder, files[0].suffix.lower(), names=tuple(f.name for f in files), sizes=sizes)
     return Content(pixels, complete_spacing(spacings[0], len(files)), source)
+
+
+def _stacked(sections: list[NDArray[Any]], labels: bool) -> NDArray[Any]:
+    """The sections on one canvas; the list is emptied on the way, so that memory never holds two copies of all."""
+    canvas = (max(s.shape[0] for s in sections), max(s.shape[1] for s in sections))
+    pixels = np.empty((len(sections), *canvas, *sections[0].shape[2:]), np.result_type(*sections))
+    for i in range(len(sections)):
+        pixels[i] = centre(sections[i], canvas, 0 if labels else border_median(sections[i]))
+        sections[i] = np.empty(0)
+    sections.clear()
+    return pixels
 
 
 def load_section(file: Path, labels: bool = False) -> tuple[NDArray[Any], PartialSpacing]:
@@ -146,8 +158,8 @@ def _load_png_or_jpeg(file: Path, labels: bool) -> NDArray[Any]:
 
 def _check_alike(
     files: list[Path],
-    sections: tuple[NDArray[Any], ...],
-    spacings: tuple[PartialSpacing, ...],
+    sections: list[NDArray[Any]],
+    spacings: list[PartialSpacing],
     labels: bool,
 ) -> None:
     first = sections[0]

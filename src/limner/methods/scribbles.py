@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -45,28 +45,33 @@ from limner.annotations import Scribbles
 from limner.graph_cut import CutOptions, cut_labels
 from limner.intensity import tissue_mask
 from limner.networks.multi_field_unet import MultiFieldUNet
+from limner.organ_maps import Organ, to_full_size
 from limner.random_walker import WalkerOptions, random_walker
 from limner.run_record import Store, content_key, stored
 from limner.scribble_settings import Settings
-from limner.stroke_network import Learned, Model, Pixels, Progress, build, described, learn, train_on_strokes
-from limner.volume import LabelMap, Volume
+from limner.stroke_network import (
+    Learned,
+    Model,
+    Pixels,
+    Progress,
+    build,
+    described,
+    in_order,
+    learn,
+    own_scores,
+    train_on_strokes,
+)
+from limner.volume import LabelMap, Sections, Volume
 from limner.working_grid import Grid
 
 ALGORITHM = 2  # raised with every change that alters results: what was kept before is then made anew
 GAMMAS = (0.0, 0.3, 1.0, 3.0)
-USUAL_GAMMA = 0.3
+GAMMA_ALONE, GAMMA_WITH_NETWORK = 0.3, 1.0  # the walker's own chances are smooth already
+AS_GOOD = 0.01  # share of left-out strokes: strokes lie inside organs, so that they hardly tell close gammas apart
 LEAST_CONTRAST = 3.0  # grey levels: noise of less says nothing about edges
 FEW_RIGHT = 0.75  # of left-out strokes: then the drawn sections lie too far apart
+MOST_SURE = 20_000  # voxels that metric learning takes from the walker
 MOST_LEFT_OUT = 6  # sections, to choose gamma
-
-
-@dataclass(frozen=True)
-class Organ:
-    """Its volume, and the volumes of what is organ with a chance of 3/4 and of 1/4, mm3."""
-
-    label: int
-    volume_mm3: float
-    interval_mm3: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -76,17 +81,20 @@ class Segmentation:
     Parameters
     ----------
     labels : LabelMap
-        0 background, 1, 2, ... the organs, as the strokes are numbered.
-    heat_maps : ndarray of float32
-        Chance of each class, shape (L, Z, Y, X), in [0, 1].
-    uncertainty : ndarray of float32
-        Chance that the label is wrong, shape (Z, Y, X), in [0, 1].
+        0 background, 1, 2, ... the organs, as the strokes are numbered, in the smallest unsigned integer.
+    heat_maps : sequence of MadeSections
+        Chance of each class, background first: shape (Z, Y, X) each, in [0, 1]. A section is enlarged from the working
+        grid when it is asked for; `numpy.asarray` gives a whole map.
+    uncertainty : MadeSections
+        Chance that the label is wrong, shape (Z, Y, X), in [0, 1]; likewise.
     organs : tuple of Organ
         One row an organ.
     suggestions : tuple of int
         Up to three sections to draw on next, the most uncertain first.
     cut : CutOptions
         What the graph cut used.
+    walker : WalkerOptions
+        What the random walker used.
     chosen : mapping of str to float
         Share of left-out strokes that came out right, by gamma; empty where gamma was given.
     seconds : mapping of str to float
@@ -96,11 +104,12 @@ class Segmentation:
     """
 
     labels: LabelMap
-    heat_maps: NDArray[np.float32]
-    uncertainty: NDArray[np.float32]
+    heat_maps: Sequence[Sections]
+    uncertainty: Sections
     organs: tuple[Organ, ...]
     suggestions: tuple[int, ...]
     cut: CutOptions
+    walker: WalkerOptions = field(default_factory=WalkerOptions)
     chosen: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -144,6 +153,7 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     _features: NDArray[np.float16] | None = None
     _chances: NDArray[np.float32] | None = None
+    _walker: WalkerOptions = field(default_factory=WalkerOptions)
     _cut: dict[str, NDArray[Any]] | None = None
 
     @classmethod
@@ -194,7 +204,7 @@ class Session:
         """Heat maps of every section, (L, Z, Y, X) on the working grid: features, metric learning, 1 x 1 layer."""
         marks = self.grid.marks(scribbles) if marks is None else marks
         features = self.features(marks)
-        learned = self._learned(features, marks)
+        learned = self._learned(features, marks, scribbles)
         with self._timed("heat maps"):
             return np.stack([self._heat(learned, features, z) for z in range(len(marks))], axis=1)
 
@@ -206,7 +216,7 @@ class Session:
         marks = self.grid.marks(scribbles)
         if self.prior_weight > 0:
             features = self.features(marks)
-            return self._heat(self._learned(features, marks), features, z)
+            return self._heat(self._learned(features, marks, scribbles), features, z)
         part = sections_around(marks, z)
         chances: NDArray[np.float32] = self.spread(marks, None, part)[:, z - part.start]
         return chances
@@ -238,7 +248,7 @@ class Session:
 
         It goes on from the chances of earlier strokes, unless `anew`.
         """
-        options = walker_options(self.grid, marks, self.settings, self.prior_weight)
+        self._walker = options = walker_options(self.grid, marks, self.settings, self.prior_weight)
         earlier = None if anew or self._chances is None or len(self._chances) != marks.max() else self._chances
         start = None if earlier is None else earlier[:, sections]
         prior = None if heat is None else heat[:, sections]
@@ -252,6 +262,7 @@ class Session:
         heat = self.heat_maps(scribbles, marks) if self.prior_weight > 0 else None
         with self._timed("random walker"):
             self._chances = self.spread(marks, heat)
+            walker = self._walker
         with self._timed("choice of gamma"):
             options, chosen = self._options(marks, heat)
         with self._timed("graph cut"):
@@ -259,9 +270,21 @@ class Session:
             levels = np.rint(self.grid.levels).astype(np.uint8)
             levels = levels[..., 0] if levels.shape[-1] == 1 else levels
             labels = cut_labels(self._chances, levels, self.grid.spacing, options, seeds)
-        result = self._at_full_size(scribbles, labels, options, chosen)
+        maps = to_full_size(self.grid, self._chances, labels, scribbles, self.images.space)
+        suggestions = suggest_sections([float(section.sum()) for section in maps.uncertainty], scribbles.sections)
         self.seconds["all"] = time.monotonic() - began
-        return replace(result, seconds=dict(self.seconds))
+        return Segmentation(
+            LabelMap(maps.labels, self.images.space, scribbles.label_map.table, self.images.source),
+            maps.heat_maps,
+            maps.uncertainty,
+            maps.organs,
+            suggestions,
+            options,
+            walker,
+            chosen,
+            dict(self.seconds),
+            self._notes(scribbles, chosen),
+        )
 
     def _network(self, marks: NDArray[np.int32], key: str) -> MultiFieldUNet:
         """Trained on the strokes that came first; later ones do not change it, nor the features."""
@@ -284,20 +307,27 @@ class Session:
         section = self.grid.inputs([z], located=self.model is None).to(self.device)
         return {"features": described(network.to(self.device), section)[0].cpu().numpy().astype(np.float16)}
 
-    def _learned(self, features: NDArray[np.float16], marks: NDArray[np.int32]) -> Learned:
+    def _learned(self, features: NDArray[np.float16], marks: NDArray[np.int32], scribbles: Scribbles) -> Learned:
+        n_classes, own = int(marks.max()), tuple[int, ...]()
+        groups = [_pixels(features, np.nonzero(marks), marks[marks > 0] - 1)]
+        if self.model is None:
+            groups.append(self._sure(features, marks))
+            own = tuple(range(-n_classes, 0))
+        elif self.model.n_classes == n_classes:
+            known = in_order(self.model, _names(scribbles))
+            groups.append((known.features, known.labels))
+            own = own_scores(self.model, _names(scribbles))
         with self._timed("metric learning"):
-            n_classes = int(marks.max())
-            own = range(-n_classes, 0) if self.model is None or self.model.n_classes == n_classes else ()
-            groups = [_pixels(features, np.nonzero(marks), marks[marks > 0] - 1)]
-            if self.model is None:
-                chances = self.spread(marks, None)
-                sure = np.flatnonzero(chances.max(axis=0) >= self.settings.sure)
-                some = np.random.default_rng(self.settings.seed).choice(sure, min(len(sure), 20000), replace=False)
-                places = np.unravel_index(some, marks.shape)
-                groups.append(_pixels(features, places, chances[:, *places].argmax(axis=0)))
-            elif own:
-                groups.append((self.model.features, self.model.labels))
             return learn(groups, n_classes, self.settings, own)
+
+    def _sure(self, features: NDArray[np.float16], marks: NDArray[np.int32]) -> Pixels:
+        """Some voxels of whose class the walker is sure."""
+        with self._timed("random walker"):
+            chances = self.spread(marks, None)
+        sure = np.flatnonzero(chances.max(axis=0) >= self.settings.sure)
+        some = np.random.default_rng(self.settings.seed).choice(sure, min(len(sure), MOST_SURE), replace=False)
+        classes = chances.reshape(len(chances), -1)[:, some].argmax(axis=0)
+        return _pixels(features, np.unravel_index(some, marks.shape), classes)
 
     def _heat(self, learned: Learned, features: NDArray[np.float16], z: int) -> NDArray[np.float32]:
         heat: NDArray[np.float32] = learned(torch.from_numpy(features[z].astype(np.float32))[None])[0].numpy()
@@ -333,65 +363,9 @@ class Session:
         right = dict(zip(kept["tried"].tolist(), kept["right"].tolist(), strict=True))
         return replace(base, gamma=float(kept["gamma"])), right
 
-    def _at_full_size(
-        self, scribbles: Scribbles, labels: NDArray[np.integer[Any]], options: CutOptions, chosen: dict[str, float]
-    ) -> Segmentation:
-        shape, n_classes = self.grid.full_shape, len(scribbles.classes)
-        assert self._chances is not None
-        heat = np.empty((n_classes, *shape), np.float32)
-        full = np.zeros(shape, np.int32)
-        for z in range(shape[0]):
-            heat[:, z] = self.grid.enlarged(self._chances[:, z])
-            indicator = np.stack([labels[z] == label for label in range(n_classes)])
-            full[z] = self.grid.enlarged(indicator).argmax(axis=0)
-        marked = scribbles.weights > 0
-        for label, own in enumerate(scribbles.classes):
-            full[marked & (scribbles.label_map.labels == own)] = label
-        certain = np.take_along_axis(heat, full[None], axis=0)[0]
-        uncertainty = np.where(marked, 0, 1 - certain).astype(np.float32)
-        voxel = math.prod(self.images.space.spacing)
-        organs = tuple(
-            Organ(
-                own,
-                voxel * int((full == label).sum()),
-                (
-                    voxel * int(((full == label) & (heat[label] >= 0.75)).sum()),
-                    voxel * int(((full == label) | (heat[label] >= 0.25)).sum()),
-                ),
-            )
-            for label, own in enumerate(scribbles.classes)
-            if label
-        )
-        own_labels = np.array(scribbles.classes)[full]
-        label_map = LabelMap(own_labels, self.images.space, scribbles.label_map.table, self.images.source)
-        suggestions = suggest_sections(uncertainty, scribbles.sections)
-        return Segmentation(
-            label_map, heat, uncertainty, organs, suggestions, options, chosen, notes=self._notes(scribbles, chosen)
-        )
-
     def _notes(self, scribbles: Scribbles, chosen: Mapping[str, float]) -> tuple[str, ...]:
-        notes = []
-        if chosen and self._cut is not None:
-            before = np.flatnonzero(self._cut["drawn"]).tolist()
-            if tuple(before) != scribbles.sections:
-                notes.append(
-                    f"gamma was chosen when {len(before)} sections were drawn on, now there are "
-                    f"{len(scribbles.sections)}; it is chosen anew in a new folder."
-                )
-            if max(chosen.values()) < FEW_RIGHT:
-                notes.append(
-                    f"Of strokes that were left out for a test {max(chosen.values()):.0%} came out right: the drawn "
-                    "sections lie far apart; draw on sections between them."
-                )
-        n_classes = len(scribbles.classes)
-        if self.model is not None and self.model.n_classes != n_classes:
-            notes.append(
-                f"The model knows {self.model.n_classes - 1} organs, the strokes {n_classes - 1}: only its features "
-                "are used, not what it has learnt of its organs."
-            )
-        elif self.model is not None and scribbles.classes != tuple(range(n_classes)):
-            notes.append("The strokes leave out numbers of organs: they are taken for the model's organs in order.")
-        return tuple(notes)
+        drawn = None if self._cut is None else tuple(np.flatnonzero(self._cut["drawn"]).tolist())
+        return (*_notes_on_gamma(chosen, drawn, scribbles.sections), *_notes_on_model(self.model, scribbles))
 
     def _timed(self, stage: str) -> _Timer:
         return _Timer(self.seconds, stage)
@@ -408,6 +382,40 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.monotonic() - self.began
+
+
+def _notes_on_gamma(
+    chosen: Mapping[str, float], before: tuple[int, ...] | None, sections: tuple[int, ...]
+) -> Iterator[str]:
+    if not chosen or before is None:
+        return
+    if before != sections:
+        yield (
+            f"gamma was chosen when {len(before)} sections were drawn on, now there are {len(sections)}; it is chosen "
+            "anew in a new folder."
+        )
+    if max(chosen.values()) < FEW_RIGHT:
+        yield (
+            f"Of strokes that were left out for a test {max(chosen.values()):.0%} came out right: the drawn sections "
+            "lie far apart; draw on sections between them."
+        )
+
+
+def _notes_on_model(model: Model | None, scribbles: Scribbles) -> Iterator[str]:
+    n_classes = len(scribbles.classes)
+    if model is None:
+        return
+    if model.n_classes != n_classes:
+        yield (
+            f"The model knows {model.n_classes - 1} organs, the strokes {n_classes - 1}: only its features are used, "
+            "not what it has learnt of its organs."
+        )
+    elif scribbles.classes != tuple(range(n_classes)) and in_order(model, _names(scribbles)).names != _names(scribbles):
+        yield "The strokes leave out numbers of organs: they are taken for the model's organs in order."
+
+
+def _names(scribbles: Scribbles) -> tuple[str, ...]:
+    return tuple(scribbles.label_map.name_of(own) for own in scribbles.classes[1:])
 
 
 def walker_options(grid: Grid, marks: NDArray[np.int32], settings: Settings, prior_weight: float) -> WalkerOptions:
@@ -435,7 +443,7 @@ def sections_around(marks: NDArray[np.int32], z: int) -> slice:
 def choose_cut(
     session: Session, marks: NDArray[np.int32], heat: NDArray[np.float32] | None, base: CutOptions
 ) -> tuple[CutOptions, dict[str, float]]:
-    """The gamma at which most left-out strokes come out right, of equals .3, else the smallest.
+    """The gamma at which most left-out strokes come out right; the usual one, where it is as good within .01.
 
     Each drawn section but the first and last loses its strokes in turn; the sections between the drawn ones around it,
     these included, are walked and cut without them.
@@ -470,18 +478,19 @@ def choose_cut(
                 float(np.mean([(found[truth == m] == m - 1).mean() for m in np.unique(truth[truth > 0])]))
             )
     scores = {gamma: float(np.mean(shares)) for gamma, shares in right.items() if shares}
+    usual = GAMMA_WITH_NETWORK if session.prior_weight > 0 else GAMMA_ALONE
     if not scores:
-        return replace(base, gamma=1.0), {}
-    best = max(scores, key=lambda gamma: (round(scores[gamma], 3), gamma == USUAL_GAMMA, -gamma))
-    return replace(base, gamma=best), {f"{gamma:g}": share for gamma, share in scores.items()}
+        return replace(base, gamma=usual), {}
+    best = max(scores, key=lambda gamma: (scores[gamma], -gamma))
+    chosen = usual if scores[usual] >= scores[best] - AS_GOOD else best
+    return replace(base, gamma=chosen), {f"{gamma:g}": share for gamma, share in scores.items()}
 
 
-def suggest_sections(uncertainty: NDArray[np.float32], drawn: Sequence[int], most: int = 3) -> tuple[int, ...]:
-    """Sections to draw on next: the most uncertain ones, apart from each other and from those that were drawn on."""
-    total = uncertainty.sum(axis=(1, 2))
+def suggest_sections(total: Sequence[float], drawn: Sequence[int], most: int = 3) -> tuple[int, ...]:
+    """Sections to draw on next, by the total uncertainty of each: apart from each other and from those drawn on."""
     apart = max(2, len(total) // 20)
     taken, chosen = list(drawn), list[int]()
-    for z in np.argsort(-total, kind="stable").tolist():
+    for z in np.argsort(-np.asarray(total), kind="stable").tolist():
         if total[z] > 0 and all(abs(z - other) >= apart for other in taken) and len(chosen) < most:
             chosen.append(z)
             taken.append(z)

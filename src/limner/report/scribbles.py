@@ -29,7 +29,7 @@ from limner.report.sections import (
     structures_of,
     viewer_data,
 )
-from limner.volume import LabelMap, Volume
+from limner.volume import LabelMap, Sections, Volume
 
 SCORES = {"precision": "Precision", "recall": "Recall", "f1": "F1", "iou": "IoU"}
 
@@ -84,7 +84,7 @@ class ScribblesReport:
         to the 99.5 percentile of the stack.
     labels : LabelMap
         What was found, shape (Z, Y, X): 0 is background, 1, 2, ... are organs; its table gives names and colours.
-    uncertainty : ndarray of float32
+    uncertainty : ndarray of float32 or MadeSections
         Shape (Z, Y, X), in [0, 1]: chance that the pixel's label is wrong.
     scribbles : Scribbles
         The user's strokes, shape (Z, Y, X).
@@ -125,7 +125,7 @@ class ScribblesReport:
     title: str
     images: Volume
     labels: LabelMap
-    uncertainty: NDArray[np.float32]
+    uncertainty: Sections
     scribbles: Scribbles
     organs: Sequence[OrganRow]
     suggestions: tuple[int, ...] = ()
@@ -147,7 +147,7 @@ class ScribblesReport:
     @property
     def section_uncertainty(self) -> NDArray[np.float64]:
         """Mean uncertainty of all pixels of each section, shape (Z,)."""
-        return self.uncertainty.mean(axis=(1, 2), dtype=np.float64)
+        return np.array([section.mean(dtype=np.float64) for section in self.uncertainty])
 
     @property
     def summary(self) -> str:
@@ -247,8 +247,9 @@ def _packed_sections(report: ScribblesReport, structures: Sequence[Structure]) -
     marks, drawn = report.scribbles.label_map.labels, set(report.scribbles.sections)
     for z, packed in enumerate(packed_sections(report.images, structures, report.uncertainty, layers, size)):
         if z in drawn:
-            numbers = np.searchsorted(known, marks[z]) + 1
-            packed["strokes"] = pack_strokes(np.where(report.scribbles.weights[z] > 0, numbers, 0), size)
+            strokes, numbers = report.scribbles.weights[z] > 0, np.zeros(marks.shape[1:], np.uint16)
+            numbers[strokes] = np.searchsorted(known, marks[z][strokes]) + 1
+            packed["strokes"] = pack_strokes(numbers, size)
         yield packed
 
 

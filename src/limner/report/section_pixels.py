@@ -97,7 +97,7 @@ def pack_image(
     >>> pack_image(np.zeros((4, 4)), (0, 1), (4, 4))[:4]  # how every JPEG file begins
     '/9j/'
     """
-    finite = np.nan_to_num(section.astype(np.float32), nan=grey[0], posinf=grey[0], neginf=grey[0])
+    finite = np.nan_to_num(section.astype(np.float32), copy=False, nan=grey[0], posinf=grey[0], neginf=grey[0])
     shown = _eight_bit(_mean_resized(finite, size), grey)
     return base64.b64encode(iio.imwrite("<bytes>", shown, extension=".jpg", quality=quality)).decode()
 
@@ -117,10 +117,15 @@ def pack_labels(numbers: NDArray[np.integer[Any]], size: tuple[int, int]) -> str
     >>> zlib.decompress(base64.b64decode(pack_labels(np.array([[0, 258]]), (1, 2))))
     b'\\x00\\x00\\x02\\x01'
     """
+    return _deflated(nearest(numbers, size).astype("<u2"))
+
+
+def nearest(section: NDArray[np.integer[Any]], size: tuple[int, int]) -> NDArray[np.integer[Any]]:
+    """A section (Y, X) at another (y, x) size: each new pixel is the nearest old one."""
     rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(numbers.shape, size, strict=True)
+        ((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(section.shape, size, strict=True)
     )
-    return _deflated(numbers[np.ix_(rows, columns)].astype("<u2"))
+    return section[np.ix_(rows, columns)]
 
 
 def pack_strokes(numbers: NDArray[np.integer[Any]], size: tuple[int, int]) -> str:

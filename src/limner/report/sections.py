@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from limner.report.section_pixels import (
     UNCERTAINTY_STEPS,
     grey_range,
+    nearest,
     pack_image,
     pack_labels,
     pack_uncertainty,
     surround_colour,
 )
-from limner.volume import LabelMap, Volume
+from limner.volume import LabelMap, Sections, Volume
 
 COLOUR_MAP = "inferno"  # perceptually uniform: equal steps of uncertainty look equal
 MOST_STRUCTURES = 65535  # a page numbers them in 16 bit
@@ -40,7 +41,7 @@ class Structure:
 def check_sections(
     caller: str,
     images: Volume,
-    uncertainty: NDArray[np.floating[Any]],
+    uncertainty: Sections,
     grids: Mapping[str, tuple[int, ...]],
     named: Mapping[str, Iterable[int]],
 ) -> None:
@@ -68,7 +69,7 @@ def check_sections(
     for name, found in {**grids, "uncertainty": uncertainty.shape}.items():
         if found != shape:
             raise ValueError(f"{caller}: {name} have shape {found}, images {shape} (z, y, x); give one grid")
-    if not (uncertainty.min() >= 0 and uncertainty.max() <= 1):  # also catches NaN
+    if not all(section.min() >= 0 and section.max() <= 1 for section in uncertainty):  # also catches NaN
         raise ValueError(f"{caller}: uncertainty has values outside 0 to 1, or not numbers; it is a chance")
     for name, sections in named.items():
         outside = [z for z in sections if not 0 <= z < shape[0]]
@@ -96,7 +97,7 @@ def structures_of(maps: Sequence[LabelMap], more: Iterable[int] = ()) -> list[St
     >>> [(s.label, s.name, s.colour) for s in structures_of([labels])]
     [(0, 'background', '#808080'), (7, 'Heart', '#ff0000')]
     """
-    present = {int(label) for one in maps for section in one.labels for label in np.unique(section)}
+    present = {label for one in maps for label in one.present}
     return [Structure(0, "background", "#808080")] + [
         _structure(label, maps) for label in sorted((present | set(more)) - {0})
     ]
@@ -143,7 +144,7 @@ def section_data(images: Volume, z: int, uncertainty: float) -> dict[str, Any]:
 def packed_sections(
     images: Volume,
     structures: Sequence[Structure],
-    uncertainty: NDArray[np.floating[Any]],
+    uncertainty: Sections,
     layers: Mapping[str, NDArray[np.integer[Any]]],
     size: tuple[int, int],
 ) -> Iterator[dict[str, str]]:
@@ -170,7 +171,7 @@ def packed_sections(
     grey = grey_range(images.pixels)
     known = np.array([s.label for s in structures])
     for z, section in enumerate(images.pixels):
-        numbered = {name: np.searchsorted(known, labels[z]) for name, labels in layers.items()}
+        numbered = {name: np.searchsorted(known, nearest(labels[z], size)) for name, labels in layers.items()}
         yield {
             "image": pack_image(section, grey, size),
             "uncertainty": pack_uncertainty(uncertainty[z], size),
