@@ -89,7 +89,7 @@ def test_one_split() -> None:
 
 
 def test_thick_membranes_cost_the_rand_error_and_not_v_rand() -> None:
-    truth = polygons()
+    truth = polygons(n=12)
     predicted = ndimage.binary_erosion(truth, iterations=2, border_value=1)
     segments = label(predicted, connectivity=1)
     assert segments.max() == label(truth, connectivity=1).max()  # no cell was lost or split
