@@ -131,6 +131,17 @@ def test_a_cell_split_in_three_and_three_cells_merged() -> None:
     assert overall(whole, parts).mergers == 2
 
 
+def test_a_slanting_membrane_is_one_merger() -> None:
+    """Membranes are connected over corners: what is missing of one is one patch."""
+    y, x = np.indices((12, 12))
+    parts = (x != y) & (x != y + 1)
+    assert label(parts, connectivity=1).max() == 2
+    scores = overall(np.ones_like(parts), parts)
+    assert (scores.splits, scores.mergers, scores.others) == (0, 1, 0)
+    scores = overall(parts, np.ones_like(parts))
+    assert (scores.splits, scores.mergers, scores.others) == (1, 0, 0)
+
+
 def test_undefined_scores() -> None:
     nothing, one = np.zeros((5, 6), bool), np.ones((5, 6), bool)
     scores = overall(one, nothing)
@@ -238,6 +249,15 @@ def test_warping_keeps_the_topology_and_only_approaches(seed: int) -> None:
         assert ndimage.label(a)[1] == ndimage.label(b)[1]
     outside = [np.pad(~m, 1, constant_values=True) for m in (truth, warped)]
     assert ndimage.label(outside[0], np.ones((3, 3)))[1] == ndimage.label(outside[1], np.ones((3, 3)))[1]
+
+
+@pytest.mark.parametrize("reach", [1, 3, 5])
+def test_the_reach_is_counted_in_pixels_from_the_border(reach: int) -> None:
+    cells = np.arange(40) < 20
+    assert np.flatnonzero(near_borders(np.tile(cells, (4, 1)), reach)[2]).tolist() == list(
+        range(20 - reach, 20 + reach)
+    )
+    assert not near_borders(np.ones((4, 4), bool)).any()
 
 
 def test_a_membrane_that_lies_elsewhere_is_no_error() -> None:

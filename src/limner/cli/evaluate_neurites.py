@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limner.cli.arguments import Indices, SectionAxis
 from limner.cli.evaluate import check_json_file
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from limner.metrics.neurites import CellScore, MapScore, NeuriteScores
     from limner.volume import Source, Volume
 
-Sections = list[NDArray[Any]]
+    Sections = list[NDArray[Any]]
+
 ROWS = {  # of the printed table, with the score at whose best threshold each is shown
     "v_rand": ("V_rand (thinned)", "v_rand"),
     "v_rand_split": ("  split", "v_rand"),
@@ -120,6 +121,8 @@ def _sections(pixels: NDArray[Any], source: Source | None, indices: Sequence[int
 
 def _probabilities(sections: Sections, command: EvaluateNeurites) -> Sections:
     """Probabilities of membrane in [0, 1]; of 8 bit, 255 is 1, and so is 1 where nothing is above it."""
+    import numpy as np
+
     kind, found = sections[0].dtype, f"PRED: {command.predicted}"
     if sections[0].ndim != 2:
         raise ValueError(f"{found} is RGB; give probabilities, one number a pixel")
