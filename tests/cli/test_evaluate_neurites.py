@@ -13,6 +13,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from limner.cli import main
+from limner.cli.evaluate_neurites import EvaluateNeurites
+from limner.metrics.neurites import REACH
 
 
 def two_cells(shape: tuple[int, int] = (9, 21)) -> NDArray[np.bool_]:
@@ -164,3 +166,15 @@ def test_overwrites_nothing_unasked(folders: tuple[Path, Path], capsys: pytest.C
     assert main(["evaluate", "neurites", *map(str, folders), "--json", str(out)]) == 2
     assert out.read_bytes() == before
     assert "exists; name another file or add --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("always")
+def test_the_reach_of_the_warp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pred = write(tmp_path / "pred.tif", np.ones((1, 40, 40), np.float32))
+    true = write(tmp_path / "truth.tif", np.pad(np.ones((1, 30, 30), np.uint8), ((0, 0), (5, 5), (5, 5))))
+    errors = [evaluate(pred, true, "--reach", reach)["at_half"]["overall"]["warping_error"] for reach in (0, 5, "inf")]
+    assert errors == pytest.approx([30**2 / 40**2, 20**2 / 40**2, 1 / 40**2])
+    assert EvaluateNeurites(pred, true).reach == REACH
+    capsys.readouterr()
+    assert main(["evaluate", "neurites", str(pred), str(true), "--reach", "nan"]) == 2
+    assert capsys.readouterr().err == "limner: error: --reach: nan is no distance; give pixels, 0 or more, or inf\n"

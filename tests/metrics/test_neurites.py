@@ -258,6 +258,7 @@ def test_the_reach_is_counted_in_pixels_from_the_border(reach: int) -> None:
         range(20 - reach, 20 + reach)
     )
     assert not near_borders(np.ones((4, 4), bool)).any()
+    assert near_borders(np.ones((4, 4), bool), math.inf).all()
 
 
 def test_a_membrane_that_lies_elsewhere_is_no_error() -> None:
@@ -340,6 +341,18 @@ def test_what_is_refused() -> None:
         score_cells([cells, cells], [cells])
     with pytest.raises(ValueError, match=r"^score_cells\(\): section 0 has shape \(9, 20\), its truth \(9, 21\); give"):
         score_cells([cells[:, 1:]], [cells])
+    with pytest.raises(
+        ValueError, match=r"^score_cells\(\): the truth is of type int64; give masks, of labels through"
+    ):
+        score_cells([cells], [cells.astype(int)])
+    with pytest.raises(ValueError, match=r"^score_cells\(\): a prediction is of type uint8; give masks"):
+        score_cells([cells.astype(np.uint8)], [cells])
+    with pytest.raises(ValueError, match=r"^score_maps\(\): uint8 from 0 to 1 found; give probabilities in \[0, 1\]"):
+        score_maps([cells.astype(np.uint8)], [cells])
+    with pytest.raises(ValueError, match=r"^score_maps\(\): float64 from nan to nan found; give probabilities"):
+        score_maps([cells * math.nan], [cells])
+    with pytest.raises(ValueError, match=r"^score_maps\(\): reach is -1; give pixels, 0 or more"):
+        score_maps([cells * 0.5], [cells], reach=-1)
     with pytest.raises(ValueError, match=r"^score_maps\(\): thresholds are \(0, 0\.5\); give"):
         score_maps([cells * 0.5], [cells], thresholds=(0, 0.5))
     with pytest.raises(ValueError, match=r"^best\(\): 'splits' is no score with a best threshold; give one of v_rand"):

@@ -47,7 +47,7 @@ class EvaluateNeurites:
     table shows each score at the threshold that is best for all sections together, and at 0.5. V_rand and V_info
     (1 is perfect) thin the predicted membranes first, as Arganda-Carreras et al. (2015) do; the Rand error of the
     ISBI 2012 challenge (0 is perfect, as for all errors) does not. The splits and mergers are those that remain when
-    the truth's borders were moved towards the prediction's by up to 5 pixels.
+    the truth's borders were moved towards the prediction's by up to `--reach` pixels.
     """
 
     predicted: Annotated[Positional[Path], arg(metavar="PRED")]
@@ -60,6 +60,8 @@ class EvaluateNeurites:
     """What is above 0 in TRUTH: cells (labels, or a binary image whose membranes are 0), or the membranes."""
     sections: Annotated[Indices, arg(help_behavior_hint="(default: those that TRUTH holds)")] = ()
     """Sections to score: indices from 0; 15-19 and 0-250:10 (every tenth) work too."""
+    reach: float = 5.0
+    """Pixels by which the truth's borders may be moved for the warping error; inf: without limit, as in ISBI 2012."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """Also write all scores, at every threshold and of every section, to this new file."""
     section_axis: SectionAxis = "z"
@@ -70,6 +72,8 @@ class EvaluateNeurites:
     def run(self, command_line: Sequence[str]) -> int:
         """Score, print the table, write the JSON file."""
         del command_line
+        if not self.reach >= 0:
+            raise ValueError(f"--reach: {self.reach} is no distance; give pixels, 0 or more, or inf")
         if self.json is not None:
             check_json_file(self.json, self.overwrite)
         names, score = score_files(self)
@@ -105,10 +109,10 @@ def score_files(command: EvaluateNeurites) -> tuple[list[str], MapScore | CellSc
     pixels = stack.labels if isinstance(stack, LabelMap) else stack.pixels
     found = _sections(pixels, stack.source, truth.labelled)
     if command.pred_is == "cells":
-        return names, score_cells([cells_of_labels(section) for section in found], true_cells)
+        return names, score_cells([cells_of_labels(section) for section in found], true_cells, command.reach)
     maps = _probabilities(found, command)
     _warn_of_polarity(command.predicted, [section < 0.5 for section in maps], "--pred-is")
-    return names, score_maps(maps, true_cells)
+    return names, score_maps(maps, true_cells, reach=command.reach)
 
 
 def _sections(pixels: NDArray[Any], source: Source | None, indices: Sequence[int]) -> Sections:

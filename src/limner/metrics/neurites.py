@@ -28,8 +28,9 @@ What the paper leaves open follows the scripts that its authors released with Fi
   pixels, of all sections together. The threshold is the same for all sections: the one with the stack's best score.
 - The warping error is a mean over the sections. Outside the image is membrane.
 
-One thing departs from them: the truth is warped by no more than `REACH` pixels, through Jain's mask. Without a limit a
-cell that the prediction lacks shrinks to one pixel, and a prediction without any cell has the best warping error.
+One thing departs from them: the truth's borders are moved by `REACH` pixels at most, through Jain's mask. Without that
+limit (``reach=math.inf``, as in ISBI 2012) a cell that the prediction lacks shrinks to one pixel, and the threshold
+with the best warping error may be one at which hardly a cell is left.
 
 Sections without a true cell are left out of the means of V_rand and V_info; a score that no section defines is NaN.
 
@@ -317,11 +318,15 @@ def v_info(segments: ArrayLike, truth: ArrayLike) -> Agreement:
 def near_borders(cells: Mask, reach: float = REACH) -> Mask:
     """Pixels of a section, on either side, that lie within `reach` pixels of a border between cell and membrane.
 
+    All pixels where the reach is infinite. The image's edge is no border.
+
     Examples
     --------
     >>> near_borders(np.array([[1, 1, 1, 0, 0, 0]], bool), reach=2)
     array([[False,  True,  True,  True,  True, False]])
     """
+    if math.isinf(reach):
+        return np.ones(cells.shape, bool)
     border = ndimage.morphological_gradient(cells.astype(np.uint8), size=3) > 0
     return np.asarray(ndimage.distance_transform_edt(~border) <= reach - 1) if border.any() else border
 
@@ -446,13 +451,15 @@ def _count_between(differs: Mask, parts: Segments) -> tuple[int, int]:
     return int(np.maximum(touched - 1, 0).sum()), int((touched < 2).sum())
 
 
-def score_cells(predicted: Iterable[Mask], truth: Iterable[Mask]) -> CellScore:
+def score_cells(predicted: Iterable[Mask], truth: Iterable[Mask], reach: float = REACH) -> CellScore:
     """Score predicted cells against the true ones, section by section.
 
     Parameters
     ----------
     predicted, truth : iterable of ndarray of bool
         Sections (Y, X), true inside cells, or an array (Z, Y, X) of them; labels through `cells_of_labels`.
+    reach : float
+        Pixels by which the truth's borders may be moved for the warping error, >= 0; `math.inf`: without limit.
 
     Returns
     -------
@@ -461,7 +468,8 @@ def score_cells(predicted: Iterable[Mask], truth: Iterable[Mask]) -> CellScore:
     Raises
     ------
     ValueError
-        If there is no section, the numbers of sections differ, or two sections differ in size.
+        If there is no section, the numbers of sections differ, two sections differ in size, a section is no mask, or
+        the reach is negative.
 
     Examples
     --------
@@ -472,12 +480,18 @@ def score_cells(predicted: Iterable[Mask], truth: Iterable[Mask]) -> CellScore:
     >>> scores.v_rand, scores.mergers, round(scores.warping_error, 3)  # 162 / ((18^2 + 162) / 2), one pixel of 21
     (0.6666666666666666, 1, 0.048)
     """
-    counts = [_count(p, _prepare(t)) for p, t in _pair_up("score_cells", predicted, truth)]
+    pairs = _pair_up("score_cells", predicted, truth, reach)
+    for cells, _ in pairs:
+        _check_mask("score_cells", "a prediction", cells)
+    counts = [_count(cells, _prepare(true, reach)) for cells, true in pairs]
     return _cell_score(counts)
 
 
 def score_maps(
-    probabilities: Iterable[NDArray[Any]], truth: Iterable[Mask], thresholds: Sequence[float] = THRESHOLDS
+    probabilities: Iterable[NDArray[Any]],
+    truth: Iterable[Mask],
+    thresholds: Sequence[float] = THRESHOLDS,
+    reach: float = REACH,
 ) -> MapScore:
     """Score membrane probabilities against the true cells at every threshold.
 
@@ -489,6 +503,8 @@ def score_maps(
         The same sections, true inside cells.
     thresholds : sequence of float
         Above 0, at most 1; 0.5 is added where it is missing.
+    reach : float
+        As of `score_cells`.
 
     Returns
     -------
@@ -497,7 +513,7 @@ def score_maps(
     Raises
     ------
     ValueError
-        As of `score_cells`; if a threshold is out of range.
+        As of `score_cells`; if a probability or a threshold is out of range.
 
     Examples
     --------
@@ -512,8 +528,10 @@ def score_maps(
     if not all(0 < level <= 1 for level in levels):
         raise ValueError(f"score_maps(): thresholds are {tuple(thresholds)}; give numbers above 0 and at most 1")
     counts = []
-    for p, t in _pair_up("score_maps", probabilities, truth):
-        true = _prepare(t)
+    for p, t in _pair_up("score_maps", probabilities, truth, reach):
+        if p.dtype.kind != "f" or not (p.min() >= 0 and p.max() <= 1):
+            raise ValueError(f"score_maps(): {p.dtype} from {p.min()} to {p.max()} found; give probabilities in [0, 1]")
+        true = _prepare(t, reach)
         counts.append([_count(p < level, true, np.abs(p - level)) for level in levels])
     return MapScore(levels, tuple(_cell_score(list(at)) for at in zip(*counts, strict=True)))
 
@@ -537,18 +555,30 @@ class _Counts(NamedTuple):
     topology: Topology
 
 
-def _pair_up(name: str, predicted: Iterable[Any], truth: Iterable[Any]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+def _pair_up(
+    name: str, predicted: Iterable[Any], truth: Iterable[Any], reach: float
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    if not reach >= 0:
+        raise ValueError(f"{name}(): reach is {reach}; give pixels, 0 or more")
     found, true = [np.asarray(p) for p in predicted], [np.asarray(t) for t in truth]
     if not true or len(found) != len(true):
         raise ValueError(f"{name}(): {len(found)} sections predicted, {len(true)} true; give the same, one or more")
     for i, (p, t) in enumerate(zip(found, true, strict=True)):
         if p.shape != t.shape or p.ndim != 2 or p.size == 0:
             raise ValueError(f"{name}(): section {i} has shape {p.shape}, its truth {t.shape}; give both as one (y, x)")
+        _check_mask(name, "the truth", t)
     return list(zip(found, true, strict=True))
 
 
-def _prepare(cells: Mask) -> _Truth:
-    return _Truth(cells, _parts(cells), near_borders(cells))
+def _check_mask(name: str, what: str, section: NDArray[Any]) -> None:
+    if section.dtype != bool:
+        raise ValueError(
+            f"{name}(): {what} is of type {section.dtype}; give masks, of labels through cells_of_labels()"
+        )
+
+
+def _prepare(cells: Mask, reach: float) -> _Truth:
+    return _Truth(cells, _parts(cells), near_borders(cells, reach))
 
 
 def _count(cells: Mask, truth: _Truth, certainty: NDArray[Any] | None = None) -> _Counts:
