@@ -1,5 +1,5 @@
 """The command line: ``limner stack complete``, ``scribbles fit|segment``, ``nuclei fit|segment``,
-``evaluate labels|objects``, ``info``, ``demo``.
+``evaluate labels|objects|neurites``, ``info``, ``demo``.
 
 Each command is a frozen dataclass in a room of its own, whose fields become its options and whose `run` does the work.
 What a command needs is imported when it is run, so that ``limner -h`` answers at once.
@@ -31,6 +31,7 @@ HELP = {
     "evaluate": "Compare results with the truth.",
     "evaluate labels": "Accuracy and Dice of a labelled stack against the truth.",
     "evaluate objects": "AJI, panoptic quality and F1 of objects, cells or nuclei, against the true ones.",
+    "evaluate neurites": "V_rand, V_info, Rand, warping and pixel error of membranes, or cells, against the truth.",
     "info": "What a file or folder of images or labels holds.",
     "demo": "Complete the sample stack, and score the result against the labels withheld from it.",
 }
@@ -99,6 +100,7 @@ def _parse(arguments: list[str]) -> Command:
     from limner.cli.arguments import only_some
     from limner.cli.demo import Demo
     from limner.cli.evaluate import EvaluateLabels
+    from limner.cli.evaluate_neurites import EvaluateNeurites
     from limner.cli.evaluate_objects import EvaluateObjects
     from limner.cli.info import Info
     from limner.scribble_settings import OF_FIT, Settings
@@ -106,7 +108,11 @@ def _parse(arguments: list[str]) -> Command:
     # the command that is asked for explains itself by its class's docstring, in full
     asked = " ".join(arguments[:2])
     help_of = {name: None if asked == name or arguments[:1] == [name] else text for name, text in HELP.items()}
-    classes = {"evaluate labels": EvaluateLabels, "evaluate objects": EvaluateObjects}
+    classes = {
+        "evaluate labels": EvaluateLabels,
+        "evaluate objects": EvaluateObjects,
+        "evaluate neurites": EvaluateNeurites,
+    }
     groups = {name.split()[0]: SubcommandApp() for name in HELP if " " in name}
     top = SubcommandApp()
     for name in (name for name in HELP if " " in name):

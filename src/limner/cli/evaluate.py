@@ -50,7 +50,7 @@ class EvaluateLabels:
         """Score, print the table, write the JSON file."""
         del command_line
         if self.json is not None:
-            _check_writable(self.json, self.overwrite)
+            check_json_file(self.json, self.overwrite)
         score, truth = score_files(self)
         print_structures(score, truth)
         print_score(score, "scored")
@@ -107,7 +107,14 @@ def print_score(score: StackScore, row: str) -> None:
     Console(highlight=False, markup=False).print(table)
 
 
-def _check_writable(path: Path, overwrite: bool) -> None:
+def check_json_file(path: Path, overwrite: bool) -> None:
+    """Check before the work that the file of ``--json`` can be written.
+
+    Raises
+    ------
+    ValueError
+        If it is a folder, lies in none, or exists and is not to be replaced.
+    """
     if path.is_dir():
         raise ValueError(f"--json: {path} is a folder; name a file")
     if not path.parent.is_dir():
