@@ -1,11 +1,12 @@
 """Organs from scribbles, step by step: U-Net, several fields of view, metric learning, random walker, graph cut.
 
-    python benchmarks/scribbles.py [--data stack mri models] [--out FILE]
+    python benchmarks/scribbles.py [--data stack models networks] [--out FILE]
 
-`stack`: hippocampal formation and cerebellum of `stack_stpt_mouse`, strokes on 5 sections, three sets, from the strokes
-alone; and IoU against 1 to 6 drawn sections. `mri`: five animals of `mouse_mri`, from the strokes alone. `models`: the
-same with a network trained on the ten other animals. Each row is kept as soon as it is there; a stopped run goes on.
-Peers: benchmarks/scribble_peers.py. Reads LIMNER_DATA (default ../shared/data).
+`stack`: hippocampal formation and cerebellum of `stack_stpt_mouse` from strokes alone, as Limner does it, on 5
+sections, three sets, and on 1 to 6 sections. `models`: five animals of `mouse_mri` with networks trained on the ten
+others. `networks`: both with networks that are trained on the strokes alone, which Limner does not do unasked. Each row
+is kept as soon as it is there; a stopped run goes on. Peers: benchmarks/scribble_peers.py. Reads LIMNER_DATA (default
+../shared/data).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,91 +24,104 @@ import torch
 from numpy.typing import NDArray
 
 from limner.annotations import Scribbles
+from limner.graph_cut import CutOptions, cut_labels
 from limner.methods.scribbles import Segmentation, Session
 from limner.model_file import read_model
 from limner.run_record import machine, package_versions
 from limner.scribble_settings import Settings
 from limner.stroke_network import LabelledVolume, Model, fit, from_model, to_model
-from scribble_cases import MOUSE_MRI, Case, mouse_mri, mouse_stack, scores
+from scribble_cases import Case, mouse_mri, mouse_stack, scores
 
 TRAINED, TESTED = slice(0, 10), slice(10, 15)
-MODEL_STEPS, STROKES_STEPS = 2500, 200
+GAMMAS = (0.3, 1.0, 3.0)
+ON_STROKES = Settings(gamma=0.3, steps=200, rate=3e-3, sure=1.0, prior_weight=0.3)  # networks of strokes alone
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=["stack", "mri", "models"])
+    parser.add_argument("--data", nargs="+", default=["stack", "models", "networks"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scribbles.json"))
     given = parser.parse_args()
     rows = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
     for name in given.data:
-        for key, case, strokes, model in problems(name, given.out.parent):
+        for key, case, strokes in problems(name):
             if any(all(row[k] == v for k, v in key.items()) for row in rows):
                 continue
-            rows += [{**key, **row} for row in ladder(name, case, strokes, model)]
+            models = {n: trained(case, n, given.out.parent) for n in (1, 3)} if name == "models" else {}
+            first = key["seed"] == 0 and key["n_sections"] == 5
+            rows += [{**key, **row} for row in ladder(name, case, strokes, models, first)]
             about = {"settings": vars(Settings()), "versions": package_versions(), "machine": machine()}
             given.out.write_text(json.dumps({"rows": rows, **about}, indent=1) + "\n")
 
 
-Problem = tuple[dict[str, Any], Case, Scribbles, Model | None]
+def problems(name: str) -> Iterator[tuple[dict[str, Any], Case, Scribbles]]:
+    """What tells a row from others, the case and its strokes."""
+    sets = [(0, 5), (1, 5), (2, 5), (0, 1), (0, 2), (0, 3), (0, 4), (0, 6)] if name == "stack" else [(0, 5)]
+    cases = [] if name == "models" else mouse_stack()
+    cases += [] if name == "stack" else mouse_mri(TESTED)
+    for seed, n in sets:
+        for case in cases:
+            key = {"data": name, "volume": case.name, "organ": case.organ, "n_sections": n, "seed": seed}
+            yield key, case, case.scribbles(case.sections(n), seed)
 
 
-def problems(name: str, folder: Path) -> Iterator[Problem]:
-    """What tells a row from others, the case, its strokes and the model."""
-    if name == "stack":
-        for seed, n in [(0, 5), (1, 5), (2, 5), (0, 1), (0, 2), (0, 3), (0, 4), (0, 6)]:
-            for case in mouse_stack():
-                key = {"data": name, "volume": case.name, "organ": case.organ, "n_sections": n, "seed": seed}
-                yield key, case, case.scribbles(case.sections(n), seed), None
-        return
-    model = trained(folder / "scribbles_mouse_mri.safetensors") if name == "models" else {}
-    for case in mouse_mri(TESTED):
-        key = {"data": name, "volume": case.name, "organ": case.organ, "n_sections": 5, "seed": 0}
-        yield key, case, case.scribbles(case.sections(5), 0), model.get(case.organ)
+def trained(case: Case, fields: int, folder: Path) -> Model:
+    """A model of the case's organ, trained on the other animals; kept in a file that is not part of the project."""
+    file = folder / f"scribbles_mouse_mri_{case.organ}_{fields}.safetensors"
+    if not file.exists():
+        cases = [other for other in mouse_mri(TRAINED) if other.organ == case.organ]
+        volumes = [LabelledVolume(other.images, other.truth.astype(np.uint8)) for other in cases]
+        began = time.monotonic()
+        model, losses = fit(volumes, Settings(fields=fields))
+        to_model(model, {"seconds": time.monotonic() - began, "losses": losses[-20:]}).write(file)
+    return from_model(read_model(file))
 
 
-def trained(path: Path) -> dict[str, Model]:
-    """One model an organ, trained on the other animals; kept in files that are not part of the project."""
-    models = {}
-    for organ, label in MOUSE_MRI.items():
-        file = path.with_stem(f"{path.stem}_{organ}")
-        if not file.exists():
-            cases = [case for case in mouse_mri(TRAINED) if case.label == label]
-            volumes = [LabelledVolume(case.images, case.truth.astype(np.uint8)) for case in cases]
-            began = time.monotonic()
-            model, losses = fit(volumes, Settings(steps=MODEL_STEPS))
-            to_model(model, {"seconds": time.monotonic() - began, "losses": losses[-20:]}).write(file)
-        models[organ] = from_model(read_model(file))
-    return models
-
-
-def ladder(data: str, case: Case, strokes: Scribbles, model: Model | None) -> Iterator[dict[str, Any]]:
-    """A row for each step, every one on top of those before; networks not on the large stack, where they take hours."""
-    given = Settings(gamma=0.0, steps=STROKES_STEPS)
-    if data == "mri":
-        alone = Settings(fields=1, sure=1.0, prior_weight=0.01, steps=STROKES_STEPS)
-        yield row(case, "U-Net, strokes alone", network_heat(Session.open(case.images, alone), strokes)[1] > 0.5, {})
-        given = replace(given, prior_weight=0.01)
-        one = replace(given, fields=1)
-        yield row(case, "U-Net", network_heat(Session.open(case.images, one), strokes)[1] > 0.5, {})
-    session = Session.open(case.images, given, model)
+def ladder(
+    data: str, case: Case, strokes: Scribbles, models: dict[int, Model], first: bool
+) -> Iterator[dict[str, Any]]:
+    """A row for each step, every one on top of those before; gamma is chosen for the first set of strokes."""
     if data != "stack":
-        yield row(case, "several fields of view", network_heat(session, strokes)[1] > 0.5, {})
-        yield row(case, "+ 1 x 1 layer", session.heat_maps(strokes)[1] > 0.5, {})
-        metric = replace(session, settings=replace(given, metric_learning=True))
-        yield row(case, "+ metric learning", metric.heat_maps(strokes)[1] > 0.5, {})
-        found = likely(metric.segment(strokes))
-        yield row(case, "+ metric learning, random walker", found, {})
-        yield row(case, "+ 1 x 1 layer, random walker", likely(session.segment(strokes)), session.seconds)
-    by_itself = replace(session, settings=replace(given, prior_weight=0.0), seconds={}, _chances=None)
-    yield row(case, "random walker of strokes", likely(by_itself.segment(strokes)), by_itself.seconds)
-    last = by_itself if data != "models" else session
-    for gamma in (None, 0.1, 0.3, 1.0, 3.0):
-        last.settings = replace(last.settings, gamma=gamma)
-        result = last.segment(strokes)
-        name = "+ graph cut" if gamma is None else f"+ graph cut, gamma {gamma:g}"
-        more = {"gamma": result.cut.gamma, "chosen": result.chosen}
-        yield row(case, name, result.labels.labels > 0, last.seconds, **more)
+        given = Settings(gamma=0.3) if models else ON_STROKES
+        one = Session.open(case.images, replace(given, fields=1), models.get(1))
+        yield row(case, "U-Net", network_heat(one, strokes)[1] > 0.5, {})
+        session = Session.open(case.images, given, models.get(3))
+        yield row(case, "+ several fields of view", network_heat(session, strokes)[1] > 0.5, {})
+        heat = session.heat_maps(strokes)
+        yield row(case, "+ metric learning", heat[1] > 0.5, {})
+        for gamma in GAMMAS:
+            found = cut_of(heat, session, strokes, gamma)
+            yield row(case, f"+ metric learning, graph cut, gamma {gamma:g}", found, {})
+        plain = replace(session, settings=replace(given, metric_learning=False))
+        yield row(case, "1 x 1 layer without metric learning", plain.heat_maps(strokes)[1] > 0.5, {})
+        yield row(case, "1 x 1 layer without metric learning, random walker", likely(plain.segment(strokes)), {})
+        yield row(case, "random walker", likely(session.segment(strokes)), session.seconds)
+        yield from cuts(case, session, strokes, (None, *GAMMAS) if models else (1.0,))
+    if data != "networks":
+        alone = Session.open(case.images, Settings(gamma=0.0))
+        yield row(case, "strokes alone, random walker", likely(alone.segment(strokes)), alone.seconds)
+        gammas = (None, *GAMMAS) if first else (0.3,)
+        yield from cuts(case, alone, strokes, gammas, "strokes alone, ")
+
+
+def cuts(
+    case: Case, session: Session, strokes: Scribbles, gammas: Sequence[float | None], prefix: str = ""
+) -> Iterator[dict[str, Any]]:
+    """The session's result, cut at each gamma; None: the one that it chooses."""
+    for gamma in gammas:
+        session.settings = replace(session.settings, gamma=gamma)
+        result = session.segment(strokes)
+        name = "graph cut" if gamma is None else f"graph cut, gamma {gamma:g}"
+        more = {"gamma": result.cut.gamma, "chosen": dict(result.chosen)}
+        yield row(case, f"{prefix}random walker, {name}", result.labels.labels > 0, session.seconds, **more)
+
+
+def cut_of(heat: NDArray[np.float32], session: Session, strokes: Scribbles, gamma: float) -> NDArray[np.bool_]:
+    """The organ by a graph cut of heat maps as they are, without a random walker."""
+    marks = session.grid.marks(strokes)
+    levels = np.rint(session.grid.levels[..., 0]).astype(np.uint8)
+    seeds = np.stack([marks == 1, marks == 2])
+    return cut_labels(heat, levels, session.grid.spacing, CutOptions(gamma, 10.0, 0.1), seeds) > 0
 
 
 def likely(result: Segmentation) -> NDArray[np.bool_]:
