@@ -70,7 +70,8 @@ class MultiFieldUNet(nn.Module):
             )
         self.magnifications = magnifications
         self.fields = nn.ModuleList(UNet(widths[0], in_channels, widths) for _ in magnifications)
-        self.join = Block(widths[0] * len(magnifications), widths[0])
+        # no ReLU on the features: pixels at which all were 0 would teach nothing, and a rare organ may lie in such
+        self.join = nn.Sequential(*list(Block(widths[0] * len(magnifications), widths[0]))[:-1])
         self.n_features = widths[0]
         self.head = nn.Conv2d(widths[0], n_classes, 1)
 
