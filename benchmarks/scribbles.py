@@ -4,9 +4,9 @@
 
 `stack`: hippocampal formation and cerebellum of `stack_stpt_mouse` from strokes alone, as Limner does it, on 5
 sections, three sets, and on 1 to 6 sections. `models`: five animals of `mouse_mri` with networks trained on the ten
-others. `networks`: both with networks that are trained on the strokes alone, which Limner does not do unasked. Each row
-is kept as soon as it is there; a stopped run goes on. Peers: benchmarks/scribble_peers.py. Reads LIMNER_DATA (default
-../shared/data).
+others. `networks`: both with networks that are trained on the strokes alone, which Limner does not do unasked. A case's
+rows are kept as soon as they are there; a stopped run goes on. Peers: benchmarks/scribble_peers.py. Reads LIMNER_DATA
+(default ../shared/data).
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from limner.stroke_network import LabelledVolume, Model, fit, from_model, to_mod
 from scribble_cases import Case, mouse_mri, mouse_stack, scores
 
 TRAINED, TESTED = slice(0, 10), slice(10, 15)
+DATA_SETS = ["stack", "models", "networks"]
 GAMMAS = (0.3, 1.0, 3.0)
 ON_STROKES = Settings(gamma=0.3, steps=200, rate=3e-3, sure=1.0, prior_weight=0.3)  # networks of strokes alone
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=["stack", "models", "networks"])
+    parser.add_argument("--data", nargs="+", choices=DATA_SETS, default=DATA_SETS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scribbles.json"))
     given = parser.parse_args()
     rows = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
@@ -92,7 +93,7 @@ def ladder(
         for gamma in GAMMAS:
             found = cut_of(heat, session, strokes, gamma)
             yield row(case, f"+ metric learning, graph cut, gamma {gamma:g}", found, {})
-        plain = replace(session, settings=replace(given, metric_learning=False))
+        plain = replace(session, settings=replace(given, metric_learning=False), seconds={})
         yield row(case, "1 x 1 layer without metric learning", plain.heat_maps(strokes)[1] > 0.5, {})
         yield row(case, "1 x 1 layer without metric learning, random walker", likely(plain.segment(strokes)), {})
         yield row(case, "random walker", likely(session.segment(strokes)), session.seconds)
@@ -131,7 +132,7 @@ def likely(result: Segmentation) -> NDArray[np.bool_]:
 
 def network_heat(session: Session, strokes: Scribbles) -> NDArray[np.float32]:
     """The network's own heat maps: its logits are the last of the features."""
-    features = session.features(session.grid.marks(strokes))
+    features = session.features(strokes)
     return torch.softmax(torch.from_numpy(features[:, -2:].astype(np.float32)), dim=1).movedim(1, 0).numpy()
 
 

@@ -5,7 +5,18 @@ import pytest
 import torch
 
 from limner.scribble_settings import Settings
-from limner.stroke_network import LabelledVolume, Model, build, fit, in_order, learn, own_scores, train_on_strokes
+from limner.stroke_network import (
+    LabelledVolume,
+    Model,
+    build,
+    fit,
+    from_model,
+    in_order,
+    learn,
+    own_scores,
+    to_model,
+    train_on_strokes,
+)
 from limner.working_grid import Grid
 
 QUICK = Settings(fields=2, steps=30, batch=2, learning_steps=60, rate=1e-2)
@@ -80,3 +91,14 @@ def test_organs_are_numbered_in_the_order_of_names_where_all_names_match():
     for others in (("organ 1", "organ 2", "organ 3"), ("gut", "heart"), ("gut", "heart", "heart")):
         assert in_order(model, others) is model
     assert in_order(replace(model, names=("gut", "gut", "heart")), ("gut", "heart", "gut")).labels is labels
+
+
+def test_refuses_a_model_of_another_architecture(phantom):
+    images, labels = phantom()
+    file = to_model(fit([LabelledVolume(images, labels)], replace(QUICK, steps=1))[0], {})
+    for settings in (
+        {**file.settings, "architecture": 1},
+        {k: v for k, v in file.settings.items() if k != "architecture"},
+    ):
+        with pytest.raises(ValueError, match="earlier version of Limner; train it anew"):
+            from_model(replace(file, settings=settings))

@@ -98,13 +98,16 @@ class Scribbles:
     Notes
     -----
     A pixel holds one mark. When strokes are corrected the new marks replace the old ones, so the last stroke drawn
-    over a pixel wins.
+    over a pixel wins. Strokes are never changed in place: make new ones of the new marks.
     """
 
     label_map: LabelMap
     weights: NDArray[Any]
 
     def __post_init__(self) -> None:
+        weights = self.weights.view()
+        weights.flags.writeable = False
+        object.__setattr__(self, "weights", weights)
         shape = self.label_map.space.shape
         if self.weights.shape != shape:
             raise ValueError(f"Scribbles(): weights have shape {self.weights.shape}, labels {shape}; give one a pixel")

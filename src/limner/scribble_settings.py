@@ -80,5 +80,5 @@ class Settings:
     def of_features(self) -> dict[str, Any]:
         """Those that the network and its features depend on."""
         walker = ("walker_contrast", "walker_delta")  # what it is sure of is trained on
-        names = ("working_um", "width", "fields", "steps", "batch", "rate", "patch", "sure", "seed", *walker)
+        names = (*OF_TRAINING, "working_um", "seed", *walker)
         return {name: getattr(self, name) for name in names}

@@ -28,6 +28,7 @@ from limner.volume import Volume
 from limner.working_grid import Grid
 
 TASK = "scribbles"
+ARCHITECTURE = 2  # raised with every change of the network that its weights do not tell of
 UNKNOWN = -1
 SAMPLED_SECTIONS, SAMPLED_PIXELS = 60, 15_000  # of the volumes that a model was trained on
 LAYER_BATCH, STROKES_SHARE = 2048, 0.3  # pixels a step of the 1 x 1 layer; share of strokes where there are others
@@ -372,6 +373,7 @@ def _learn_metric(
 def to_model(model: Model, record: Mapping[str, Any]) -> ModelFile:
     """A trained network with its settings and training record, to be written to a file."""
     about = {**asdict(model.settings), "n_classes": model.n_classes, "names": list(model.names)}
+    about["architecture"] = ARCHITECTURE
     weights = {**model.network.state_dict(), "pixels.features": model.features, "pixels.labels": model.labels}
     return ModelFile(TASK, weights, about, model.um_per_px, record)
 
@@ -385,6 +387,8 @@ def from_model(file: ModelFile) -> Model:
         If the file's settings or weights are not those of this method.
     """
     about = dict(file.settings)
+    if about.pop("architecture", None) != ARCHITECTURE:
+        raise ValueError("from_model(): the model is of an earlier version of Limner; train it anew")
     try:
         n_classes, names = int(about.pop("n_classes")), tuple(about.pop("names"))
         settings = Settings(**about)

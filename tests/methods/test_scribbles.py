@@ -189,6 +189,19 @@ def test_an_organ_may_be_taken_away_in_a_session(phantom, strokes_on):
     assert session.segment(strokes_on(images, labels, [1])).labels.labels.max() == 1
 
 
+def test_a_network_of_strokes_is_trained_anew_for_other_organs(tmp_path, phantom, strokes_on):
+    images, labels = phantom()
+    settings, store = replace(QUICK, prior_weight=0.1, gamma=0.3), Store(tmp_path)
+    session = Session.open(images, settings, store=store)
+    session.heat_maps(strokes_on(images, labels, [1]))
+    for organs in ([1, 2], [2]):
+        drawn = strokes_on(images, labels, organs)
+        fresh = Session.open(images, settings).heat_maps(drawn).argmax(axis=0)
+        for found in (session, Session.open(images, settings, store=store)):
+            same = found.heat_maps(drawn).argmax(axis=0) == fresh
+            assert same[(fresh > 0) | (labels > 0)].mean() > 0.9  # the walker, whose sure voxels count, goes on
+
+
 def test_says_when_a_model_knows_other_organs(phantom, strokes_on):
     images, labels = phantom()
     model, _ = fit([LabelledVolume(images, labels)], replace(QUICK, steps=5))

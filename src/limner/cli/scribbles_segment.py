@@ -154,8 +154,9 @@ def read_inputs(command: ScribblesSegment) -> Inputs:
     images = read(command.images, spacing=command.spacing or None, section_axis=command.section_axis)
     scribbles = read_scribbles(command.scribbles, images, command.label_table)
     truth = None if command.truth is None else read_truth(command.truth, images, scribbles)
-    if model is not None and command.label_table is not None:
-        _compare_names(model.names, [scribbles.label_map.name_of(organ) for organ in scribbles.classes[1:]])
+    names = {organ: scribbles.label_map.name_of(organ) for organ in scribbles.classes[1:]}
+    if model is not None and any(name != f"organ {organ}" for organ, name in names.items()):
+        _compare_names(model.names, list(names.values()))
     session = Session.open(images, command.settings, model, device.split()[0])
     return Inputs(images, scribbles, truth, session, device)
 

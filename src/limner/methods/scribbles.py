@@ -13,7 +13,7 @@ https://doi.org/10.1109/TPAMI.2004.60).
 | the same trained on this stack's strokes alone | `stroke_network.train_on_strokes` |
 | metric learning on frozen features, then the 1 x 1 layer: heat maps | `stroke_network.learn`, `Session.heat_maps` |
 | strokes spread through the volume | `Session.spread`, with `limner.random_walker` |
-| gamma, s, delta by leaving out strokes | `choose_cut` |
+| gamma by leaving out strokes; s and delta are given | `choose_cut` |
 | 3D graph cut | `Session.segment`, with `limner.graph_cut` |
 
 Departures, with what they gained (docs/benchmarks.md):
@@ -64,7 +64,7 @@ from limner.stroke_network import (
 from limner.volume import LabelMap, Sections, Volume
 from limner.working_grid import Grid
 
-ALGORITHM = 2  # raised with every change that alters results: what was kept before is then made anew
+ALGORITHM = 3  # raised with every change that alters results: what was kept before is then made anew
 GAMMAS = (0.0, 0.3, 1.0, 3.0)
 GAMMA_ALONE, GAMMA_WITH_NETWORK = 0.3, 1.0  # the walker's own chances are smooth already
 AS_GOOD = 0.01  # share of left-out strokes: strokes lie inside organs, so that they hardly tell close gammas apart
@@ -128,7 +128,8 @@ class Session:
     grid : Grid
         The stack as the method sees it.
     model : Model or None
-        Trained on other volumes; None: the network learns from the first strokes.
+        Trained on other volumes; None: strokes spread by themselves, or, with `prior_weight` above 0, a network learns
+        from the first strokes.
     device : str
         ``cpu`` or ``cuda``.
     store : Store or None
@@ -155,6 +156,7 @@ class Session:
     _chances: NDArray[np.float32] | None = None
     _walker: WalkerOptions = field(default_factory=WalkerOptions)
     _cut: dict[str, NDArray[Any]] | None = None
+    _classes: tuple[int, ...] = ()
 
     @classmethod
     def open(
@@ -202,8 +204,8 @@ class Session:
 
     def heat_maps(self, scribbles: Scribbles, marks: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Heat maps of every section, (L, Z, Y, X) on the working grid: features, metric learning, 1 x 1 layer."""
-        marks = self.grid.marks(scribbles) if marks is None else marks
-        features = self.features(marks)
+        marks = self._marks(scribbles) if marks is None else marks
+        features = self.features(scribbles)
         learned = self._learned(features, marks, scribbles)
         with self._timed("heat maps"):
             return np.stack([self._heat(learned, features, z) for z in range(len(marks))], axis=1)
@@ -213,20 +215,22 @@ class Session:
 
         Where no network is used, the walker's chances, of the sections from the drawn one below to the one above.
         """
-        marks = self.grid.marks(scribbles)
+        marks = self._marks(scribbles)
         if self.prior_weight > 0:
-            features = self.features(marks)
+            features = self.features(scribbles)
             return self._heat(self._learned(features, marks, scribbles), features, z)
         part = sections_around(marks, z)
         chances: NDArray[np.float32] = self.spread(marks, None, part)[:, z - part.start]
         return chances
 
-    def features(self, marks: NDArray[np.int32]) -> NDArray[np.float16]:
+    def features(self, scribbles: Scribbles) -> NDArray[np.float16]:
         """Frozen features (Z, C, Y, X): made once, of the network that the first strokes or the model gave."""
+        marks = self._marks(scribbles)
         if self._features is not None:
             return self._features
         model = None if self.model is None else [str(self.model.um_per_px), *_weights(self.model.network)]
-        key = content_key(ALGORITHM, self.settings.of_features(), self.grid.levels, model)
+        classes = scribbles.classes if self.model is None else ()  # that the network tells apart
+        key = content_key(ALGORITHM, self.settings.of_features(), classes, self.grid.levels, model)
         network = self.model.network if self.model is not None else self._network(marks, key)
         with self._timed("features"):
             sections = []
@@ -256,9 +260,10 @@ class Session:
 
     def segment(self, scribbles: Scribbles) -> Segmentation:
         """From strokes to organs; arguments and errors as of the function `segment`."""
-        marks = self.grid.marks(scribbles)
-        _check_kept(scribbles, marks)
         began = time.monotonic()
+        self.seconds.clear()
+        marks = self._marks(scribbles)
+        _check_kept(scribbles, marks)
         heat = self.heat_maps(scribbles, marks) if self.prior_weight > 0 else None
         with self._timed("random walker"):
             self._chances = self.spread(marks, heat)
@@ -307,6 +312,13 @@ class Session:
         section = self.grid.inputs([z], located=self.model is None).to(self.device)
         return {"features": described(network.to(self.device), section)[0].cpu().numpy().astype(np.float16)}
 
+    def _marks(self, scribbles: Scribbles) -> NDArray[np.int32]:
+        """Strokes on the working grid; what was found for other organs is forgotten."""
+        if scribbles.classes != self._classes:
+            self._classes, self._cut, self._chances = scribbles.classes, None, None
+            self._features = None if self.model is None else self._features
+        return self.grid.marks(scribbles)
+
     def _learned(self, features: NDArray[np.float16], marks: NDArray[np.int32], scribbles: Scribbles) -> Learned:
         n_classes, own = int(marks.max()), tuple[int, ...]()
         groups = [_pixels(features, np.nonzero(marks), marks[marks > 0] - 1)]
@@ -345,7 +357,7 @@ class Session:
         if given.gamma is not None:
             return base, {}
         model = None if self.model is None else _weights(self.model.network)
-        key = content_key(ALGORITHM, int(marks.max()), asdict(self.settings), self.grid.levels, model)
+        key = content_key(ALGORITHM, self._classes, asdict(self.settings), self.grid.levels, model)
         kept = self._cut or (self.store.load("gamma", key) if self.store is not None else None)
         if kept is None:  # the first strokes decide: a choice takes longer than a result
             options, right = choose_cut(self, marks, heat, base)
@@ -517,7 +529,7 @@ def segment(
     settings : Settings
         All settings.
     model : Model, optional
-        Trained on other volumes with `fit`; else the network learns from the strokes.
+        Trained on other volumes with `fit`; None as of `Session`.
     device : str
         ``cpu`` or ``cuda``.
     store : Store, optional
