@@ -154,6 +154,11 @@ def test_bad_volumes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[st
     write_volume(second / "labels.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE) % 100)
     error = refused(folder, capsys)
     assert "labels.nii.gz holds 99 labels; name those to learn with --organs" in error
+    strokes = labels()
+    strokes[1:3] = 0
+    write_volume(second / "labels.nii.gz", strokes)
+    error = refused(folder, capsys)
+    assert "holds labels on 2 of the 4 sections from 0 to 3; label every section in full" in error
     write_volume(second / "images.nii.gz", pixels(1), um=30)
     write_volume(second / "labels.nii.gz", labels(), um=30)
     error = refused(folder, capsys)

@@ -23,13 +23,15 @@ import limner.cli.scribbles_segment
 import limner.stroke_network
 from limner.annotations import Scribbles
 from limner.cli import main
+from limner.cli.scribbles_segment import read_scribbles, read_truth
 from limner.graph_cut import CutOptions
 from limner.io.ome_zarr import save_ome_zarr
 from limner.methods.scribbles import Segmentation, Session
 from limner.model_file import ModelFile
 from limner.organ_maps import Organ
 from limner.random_walker import WalkerOptions
-from limner.volume import LabelMap
+from limner.space import Space
+from limner.volume import LabelMap, Volume
 
 SPACING = (0.05, 0.02, 0.01)
 SHAPE = (6, 24, 32)
@@ -284,7 +286,10 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (unreadable_strokes, r"strokes\.nii\.gz cannot be read"),
     (absent_strokes, r"nothing\.nii\.gz does not exist"),
     (images_as_strokes, r"SCRIBBLES: .*images\.nii\.gz is IMAGES itself"),
-    (images_and_strokes_swapped, r"SCRIBBLES: .*images\.nii\.gz holds .*, as an image does; give IMAGES first"),
+    (
+        images_and_strokes_swapped,
+        r"SCRIBBLES: .*images\.nii\.gz holds .*, as an image or a finished label map does; give IMAGES first",
+    ),
     (a_mark_on_every_pixel, r"SCRIBBLES: .*strokes\.nii\.gz holds a mark on every pixel"),
     (colours_as_strokes, r"s1\.png is RGB"),
     (outlines_as_strokes, r"SCRIBBLES: .*strokes\.geojson is GeoJSON"),
@@ -379,7 +384,7 @@ def test_a_volume_comes_out_whole(data: Path, computation: Computation, capsys: 
 
     printed = capsys.readouterr()
     assert "6 sections, you drew on 2; organ 1 0.00720 mm³ (0.00100 to 0.0200)" in printed.out
-    assert "Draw next: section 3, 0; then give the same command again." in printed.out
+    assert "Draw next: section 3, 0 (the first is 0); then give the same command again." in printed.out
     assert "Note: few strokes" in printed.out
     assert f"Report: {out / 'report.html'}" in printed.out
     assert printed.err.startswith("network: 1 of 1")
@@ -603,8 +608,34 @@ def test_finished_labels_given_as_strokes_are_warned_of(data: Path, capsys: pyte
     printed = capsys.readouterr().err
     assert printed.count("warning") == 1
     assert re.search(
-        r"SCRIBBLES: marks cover 7\d% of section 4 of .*strokes\.nii\.gz, as in a finished label map", printed
+        r"SCRIBBLES: marks of .*strokes\.nii\.gz cover 7\d% of section 4, as in a finished label map", printed
     )
+
+
+def test_marks_on_many_sections_in_a_row_are_warned_of(tmp_path: Path) -> None:
+    space = Space((40, 8, 9), SPACING)
+    images = Volume(np.zeros(space.shape, np.uint8), space)
+    drawn = np.zeros(space.shape, np.uint8)
+    drawn[3:19, 2, 2], drawn[3:19, 5, 5] = 1, 2
+    drawn[30, 2, 2] = 1
+    path = tmp_path / "strokes.nii.gz"
+    write_volume(path, drawn)
+    with pytest.warns(UserWarning, match="are on every section from 3 to 18, as in a finished label map"):
+        read_scribbles(path, images)
+    drawn[10] = 0
+    write_volume(path, drawn)
+    read_scribbles(path, images)
+
+
+def test_labels_of_the_truth_that_are_no_organs_are_warned_of(tmp_path: Path) -> None:
+    space = Space((3, 8, 9), SPACING)
+    images = Volume(np.zeros(space.shape, np.uint8), space)
+    drawn = np.zeros(space.shape, np.uint8)
+    drawn[1, 2, 2], drawn[1, 5, 5] = 1, 2
+    path = tmp_path / "truth.nii.gz"
+    write_volume(path, drawn)
+    with pytest.warns(UserWarning, match=r"label 2 of .* is none of the organs \(1\)"):
+        read_truth(path, images, Scribbles.from_marks(LabelMap(drawn, space)))
 
 
 # --- the real method -------------------------------------------------------------------------------------------------

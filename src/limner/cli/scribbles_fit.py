@@ -212,7 +212,19 @@ def _labels(path: Path, images: Volume, chosen: bool) -> LabelMap:
             f"--labels: {path} holds {n} labels; name those to learn with --organs (or is it an image? these go to "
             "--images)"
         )
+    _check_every_section(path, label_map)
     return label_map
+
+
+def _check_every_section(path: Path, label_map: LabelMap) -> None:
+    """Strokes are on few of the sections that show an organ."""
+    labelled = np.flatnonzero(label_map.labels.any(axis=(1, 2)))
+    span = labelled[-1] + 1 - labelled[0] if labelled.size else 0
+    if 0 < 2 * len(labelled) <= span:
+        raise ValueError(
+            f"--labels: {path} holds labels on {len(labelled)} of the {span} sections from {labelled[0]} to "
+            f"{labelled[-1]}; label every section in full (strokes go to `scribbles segment`)"
+        )
 
 
 def _check_pixel_sizes(paths: Sequence[Path], images: Sequence[Volume]) -> None:

@@ -35,6 +35,7 @@ from limner.volume import Label, LabelMap, LabelTable, Volume
 NONE = "(default: none)"
 LARGEST_HEAT_MAPS = 200_000_000  # bytes of all together that are written unasked
 MOST_DRAWN = 0.5  # of a section; files with more hold finished labels
+MOST_IN_A_ROW = 15  # sections drawn on; likewise
 MOST_MARKS = 64  # different ones; files with more hold an image
 
 
@@ -191,7 +192,10 @@ def read_scribbles(path: Path, images: Volume, label_table: Path | None = None) 
     present = marks.present
     if len(present) > MOST_MARKS or present[0] > 0:
         found = f"{len(present)} different marks" if len(present) > MOST_MARKS else "a mark on every pixel"
-        raise ValueError(f"SCRIBBLES: {path} holds {found}, as an image does; give IMAGES first and SCRIBBLES second")
+        raise ValueError(
+            f"SCRIBBLES: {path} holds {found}, as an image or a finished label map does; give IMAGES first, then "
+            "strokes that leave most pixels 0"
+        )
     given = {} if label_table is None else read_table(label_table)[0]
     if present[-1] == 1:
         raise ValueError(
@@ -205,15 +209,25 @@ def read_scribbles(path: Path, images: Volume, label_table: Path | None = None) 
 
 
 def _compare_with_strokes(path: Path, scribbles: Scribbles) -> None:
-    """Warn of a finished label map: nobody draws strokes over half of a section."""
+    """Warn of a finished label map: nobody draws strokes over half of a section, or on so many sections in a row."""
     shares = {z: float((scribbles.weights[z] > 0).mean()) for z in scribbles.sections}
     fullest = max(shares, key=lambda z: shares[z])
-    if shares[fullest] > MOST_DRAWN:
+    found = f"cover {shares[fullest]:.0%} of section {fullest}" if shares[fullest] > MOST_DRAWN else ""
+    row = _longest_row(scribbles.sections)
+    if len(row) > MOST_IN_A_ROW:
+        found = f"are on every section from {row[0]} to {row[-1]}"
+    if found:
         warnings.warn(
-            f"SCRIBBLES: marks cover {shares[fullest]:.0%} of section {fullest} of {path}, as in a finished label map; "
-            "of strokes 0 is unmarked, 1 background, 2, 3, ... are organs",
+            f"SCRIBBLES: marks of {path} {found}, as in a finished label map; of strokes 0 is unmarked, 1 background, "
+            "2, 3, ... are organs",
             stacklevel=3,
         )
+
+
+def _longest_row(sections: Sequence[int]) -> list[int]:
+    """The most sections that follow one another."""
+    gaps = np.flatnonzero(np.diff(sections) > 1) + 1
+    return max((part.tolist() for part in np.split(np.asarray(sections), gaps)), key=len)
 
 
 def _named(marks: Sequence[int], table: LabelTable) -> LabelTable:
@@ -236,6 +250,13 @@ def read_truth(path: Path, images: Volume, scribbles: Scribbles) -> LabelMap:
         listed = ", ".join(map(str, organs))
         raise ValueError(
             f"--truth: {path} holds no label {listed}; number the organs as in OUT, one less than the marks"
+        )
+    others = sorted(set(truth.present) - {0, *organs})
+    if others:
+        warnings.warn(
+            f"--truth: label {others[0]} of {path} is none of the organs ({', '.join(map(str, organs))}) and not scored; labels "
+            "there are numbered as in OUT, one less than the marks",
+            stacklevel=2,
         )
     return dataclasses.replace(truth, table=scribbles.label_map.table)
 
@@ -319,7 +340,7 @@ def print_summary(output: Path, record: RunRecord) -> None:
         print_scores(record.scores, record.organs)
     if record.suggestions:
         sections = ", ".join(str(z) for z in record.suggestions)
-        print(f"Draw next: section {sections}; then give the same command again.")
+        print(f"Draw next: section {sections} (the first is 0); then give the same command again.")
     print(f"Report: {output / 'report.html'}")
 
 

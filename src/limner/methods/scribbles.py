@@ -406,7 +406,7 @@ def _notes_on_gamma(
             f"gamma was chosen when {len(before)} sections were drawn on, now there are {len(sections)}; it is chosen "
             "anew in a new folder."
         )
-    if max(chosen.values()) < FEW_RIGHT:
+    elif max(chosen.values()) < FEW_RIGHT:
         yield (
             f"Of strokes that were left out for a test {max(chosen.values()):.0%} came out right: the drawn sections "
             "lie far apart; draw on sections between them."
