@@ -254,8 +254,8 @@ def read_truth(path: Path, images: Volume, scribbles: Scribbles) -> LabelMap:
     others = sorted(set(truth.present) - {0, *organs})
     if others:
         warnings.warn(
-            f"--truth: label {others[0]} of {path} is none of the organs ({', '.join(map(str, organs))}) and not scored; labels "
-            "there are numbered as in OUT, one less than the marks",
+            f"--truth: label {others[0]} of {path} is none of the organs ({', '.join(map(str, organs))}) and not "
+            "scored; labels there are numbered as in OUT, one less than the marks",
             stacklevel=2,
         )
     return dataclasses.replace(truth, table=scribbles.label_map.table)
