@@ -122,7 +122,7 @@ def cut_of(heat: NDArray[np.float32], session: Session, strokes: Scribbles, gamm
     marks = session.grid.marks(strokes)
     levels = np.rint(session.grid.levels[..., 0]).astype(np.uint8)
     seeds = np.stack([marks == 1, marks == 2])
-    return cut_labels(heat, levels, session.grid.spacing, CutOptions(gamma, 10.0, 0.1), seeds) > 0
+    return cut_labels(heat, levels, session.grid.spacing, CutOptions(gamma), seeds) > 0
 
 
 def likely(result: Segmentation) -> NDArray[np.bool_]:

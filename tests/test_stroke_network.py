@@ -52,6 +52,17 @@ def test_strokes_correct_the_network_where_it_errs_and_keep_the_rest(metric_lear
     assert right[~odd[2000:]].float().mean() > 0.95
 
 
+def test_heat_maps_are_those_of_each_pixel_alone():
+    draw = torch.Generator().manual_seed(1)
+    learned = learn([(torch.randn(60, 6, generator=draw), torch.arange(60) % 4)], 4, QUICK)
+    features = torch.randn(2, 6, 7, 9, generator=draw)
+    maps = learned(features)
+    assert maps.shape == (2, 4, 7, 9)
+    assert not maps.requires_grad
+    torch.testing.assert_close(maps.sum(1), torch.ones(2, 7, 9))
+    torch.testing.assert_close(maps[1, :, 3, 8], learned(features[1, :, 3, 8].view(1, 6, 1, 1)).flatten())
+
+
 def test_before_any_learning_the_heat_map_is_the_networks_own():
     features = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(50) % 2

@@ -25,12 +25,3 @@ def test_default_widths():
     embedding = PixelEmbedding(16)
     assert [(layer.in_features, layer.out_features) for layer in embedding.layers] == [(16, 32), (32, 32), (32, 16)]
     assert embedding.n_outputs == 16
-
-
-def test_heat_maps_are_those_of_each_pixel_alone(head):
-    features = torch.randn(2, 6, 7, 9, generator=torch.Generator().manual_seed(1))
-    maps = head.heat_maps(features)
-    assert maps.shape == (2, 4, 7, 9)
-    assert not maps.requires_grad
-    torch.testing.assert_close(maps.sum(1), torch.ones(2, 7, 9))
-    torch.testing.assert_close(maps[1, :, 3, 8], torch.softmax(head(features[1, :, 3, 8]), dim=0))

@@ -40,7 +40,7 @@ class PixelEmbedding(nn.Module):
 
 
 class HeatMapHead(nn.Module):
-    """An embedding and the discriminating layer on it: from frozen features to a heat map of each class.
+    """An embedding and the discriminating layer on it: from frozen features to a score of each class.
 
     The two are trained one after the other: `embedding` by pairs, then `discriminating` on what the embedding, frozen,
     gives.
@@ -57,8 +57,8 @@ class HeatMapHead(nn.Module):
     Examples
     --------
     >>> head = HeatMapHead(n_features=16, n_classes=3)
-    >>> head(torch.rand(500, 16)).shape, head.heat_maps(torch.rand(2, 16, 20, 30)).shape
-    (torch.Size([500, 3]), torch.Size([2, 3, 20, 30]))
+    >>> head(torch.rand(500, 16)).shape
+    torch.Size([500, 3])
     """
 
     def __init__(self, n_features: int, n_classes: int, widths: tuple[int, ...] = (32, 32, 16)) -> None:
@@ -69,19 +69,3 @@ class HeatMapHead(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits of pixels: (..., C) -> (..., L)."""
         return self.discriminating(self.embedding(pixels))
-
-    @torch.no_grad()
-    def heat_maps(self, features: Tensor) -> Tensor:
-        """Probability of each class at each pixel, without gradients.
-
-        Parameters
-        ----------
-        features : Tensor
-            Shape (B, C, Y, X).
-
-        Returns
-        -------
-        Tensor
-            Shape (B, L, Y, X), in [0, 1], adding up to 1 over the classes.
-        """
-        return torch.softmax(self(features.movedim(1, -1)), dim=-1).movedim(-1, 1)
