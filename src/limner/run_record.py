@@ -145,6 +145,14 @@ class Store:
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
             return None
 
+    def holds(self, stage: str, key: str) -> bool:
+        """Whether there are arrays of `stage` made from `key`; they are not read."""
+        try:
+            with self._path(stage).open("rb") as handle, np.load(handle, allow_pickle=False) as saved:
+                return bool(saved[_KEY].item() == key)
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+            return False
+
     def save(self, stage: str, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Keep `arrays` (no Python objects) as the result of `stage` made from `key`; complete or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
