@@ -11,6 +11,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,39 @@ def link_sections(
     new = np.flatnonzero(ids[1:] == 0) + 1
     ids[new] = first_new + np.arange(len(new))
     return ids
+
+
+def link_stack(sections: Iterable[NDArray[np.int32]], share: float = 0.5) -> Iterator[NDArray[np.int64]]:
+    """Cells of one section after the other by ids that are unique over the volume; no more than two are in memory.
+
+    Parameters
+    ----------
+    sections : iterable of ndarray of int32
+        Cells of each section as 1, 2, ..., all of one shape (Y, X).
+    share : float
+        As of `link_sections`.
+
+    Yields
+    ------
+    ndarray of int64
+        Shape (Y, X).
+
+    Raises
+    ------
+    ValueError
+        If a section is of another shape than the one before.
+    """
+    before: NDArray[np.int64] | None = None
+    first_new = 1
+    for z, cells in enumerate(sections):
+        if before is None:
+            before = np.zeros(cells.shape, np.int64)
+        if cells.shape != before.shape:
+            raise ValueError(
+                f"link_stack(): section {z} has shape {cells.shape}, the one before {before.shape}; link sections of "
+                "one size"
+            )
+        ids = link_sections(before, cells, first_new, share)
+        first_new = max(first_new, int(ids.max(initial=0)) + 1)
+        before = ids[cells]
+        yield before

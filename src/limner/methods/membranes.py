@@ -29,7 +29,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -47,12 +47,15 @@ from limner.model_file import ModelFile
 from limner.networks.contextual import ContextualNetwork
 from limner.networks.nuclei_unet import NucleiUNet
 from limner.networks.symmetry_average import SymmetryAverage
+from limner.run_record import Store
+from limner.section_maps import SectionMaps, make_maps
 from limner.tiles import Tile
-from limner.watershed import cells_between, closed_contours, fuse
+from limner.watershed import cells_between, closed_contours, fuse, link_stack
 
 TASK = "membranes"
 MEMBRANE = 1  # channel of the network's output; 0 is the cells'
 UNKNOWN = -1
+HALF = 0.5  # the threshold; w_f is chosen so that it needs no tuning
 SAMPLED = 1_000_000  # pixels of a section that its mean and deviation are taken from
 ROOM = 8  # a patch is cut out with an eighth of its side around it, so that bending brings in what lies beside it
 WEIGHTS_OF_FUSION = tuple(round(0.1 * i, 1) for i in range(7))
@@ -103,9 +106,7 @@ class Settings:
                 raise ValueError(f"--{name}: {getattr(self, name)} is not possible; give a number above 0")
         for name in not_below:
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: {getattr(self, name)} is not possible; give 0 or more"
-                )
+                raise ValueError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not possible; give 0 or more")
         if self.patch % 16:
             raise ValueError(f"--patch: {self.patch} is no multiple of 16; give 128, 256, 480, ...")
         if not 0 <= self.dropout < 1:
@@ -381,64 +382,152 @@ def fit(
         settings = replace(settings, steps=10_000 if device.startswith("cuda") else 2_000)
     network = build(settings)
     losses = train(network, sections, settings, device, progress, checkpoint)
-    fusion = choose_fusion([membrane_map(network, s.image, device=device) for s in sections], sections)
+    on_device = Options(device="cuda" if device.startswith("cuda") else "cpu")
+    fusion = choose_fusion([membrane_map(network, s.image, None, on_device) for s in sections], sections)
     return Model(network, settings, fusion, um_per_px), losses
 
 
 # ---- from an image to membranes -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Averaging:
+    """What the probabilities are a mean of.
+
+    Parameters
+    ----------
+    symmetries : bool
+        Over the eight turned and mirrored images, or the image as it is.
+    crops : int
+        Over so many crops along each diagonal step: 1, 2 or 4 (paper: overlapping crops, no number).
+    """
+
+    symmetries: bool = True
+    """Average over the eight symmetries of the square; else eight times as fast and less accurate."""
+    crops: Literal[1, 2, 4] = 1
+    """Average over so many crops that begin at other pixels; as many times slower (paper: overlapping crops)."""
+
+    def of(self, network: Network) -> SymmetryAverage:
+        """The network, averaged."""
+        step = network.alignment // self.crops
+        return SymmetryAverage(network, self.symmetries, tuple(range(0, step * self.crops, step)))
+
+
+def standardised(image: Image) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """What brings a section's pixels to mean 0 and deviation 1, by `grey_statistics` of the whole section."""
+    mean, deviation = (np.float32(value) for value in grey_statistics(image))
+
+    def prepare(pixels: NDArray[Any]) -> NDArray[np.float32]:
+        prepared: NDArray[np.float32] = (pixels.astype(np.float32) - mean) / deviation
+        return prepared
+
+    return prepare
+
+
 def membrane_map(
-    network: Network,
-    image: Image,
-    options: Options | None = None,
-    *,
-    symmetries: bool = True,
-    shifts: Sequence[int] = (0,),
-    device: str = "cpu",
-    write: Callable[[Tile, NDArray[np.float32]], None] | None = None,
-    **more: Any,
+    network: Network, image: Image, averaging: Averaging | None = None, options: Options | None = None
 ) -> NDArray[np.float32]:
-    """p: probability of membrane of a section, mean over symmetries and crops.
+    """p: probability of membrane at every pixel of a section that fits into memory.
 
     Parameters
     ----------
     network : ContextualNetwork or NucleiUNet
         Trained.
     image : array-like
-        Grey, shape (Y, X), or anything that gives the pixels of two slices.
+        Grey, shape (Y, X).
+    averaging : Averaging, optional
+        Over symmetries and crops.
     options : Options, optional
-        Windows; nothing in them changes the result.
-    symmetries : bool
-        Average over the eight symmetries.
-    shifts : sequence of int
-        Average over crops that begin so many pixels earlier (paper: overlapping crops).
-    device : str
-        Where to compute.
-    write : callable, optional
-        Called with each tile and its probabilities (y, x) in place of the result, which is then empty.
-    **more
-        As of `limner.inference.predict`.
+        Windows and device; nothing else in them changes the result.
 
     Returns
     -------
     ndarray of float32
         Shape (Y, X), in [0, 1].
     """
-    mean, deviation = grey_statistics(image)
-    found = np.zeros(image.shape if write is None else (0, 0), np.float32)
+    found = np.empty(image.shape, np.float32)
 
-    def keep(tile: Tile, probabilities: NDArray[np.float32]) -> None:
-        found[tile.kept.slices] = probabilities
+    def write(tile: Tile, probabilities: NDArray[np.float32]) -> None:
+        found[tile.kept.slices] = probabilities[MEMBRANE]
 
-    def prepare(pixels: NDArray[Any]) -> NDArray[np.float32]:
-        return (pixels.astype(np.float32) - np.float32(mean)) / np.float32(deviation)
-
-    hand_over = write or keep
-    chosen = options or Options(device="cuda" if device.startswith("cuda") else "cpu")
-    averaged = SymmetryAverage(network, symmetries, shifts)
-    predict(averaged, image, lambda tile, p: hand_over(tile, p[MEMBRANE]), chosen, prepare=prepare, **more)
+    averaged = (averaging or Averaging()).of(network)
+    predict(averaged, image, write, options or Options(), prepare=standardised(image))
     return found
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Sections with their membranes: maps and cells are made of what the network found each time they are asked for.
+
+    Parameters
+    ----------
+    maps : SectionMaps
+        p of every section.
+    fusion : Fusion
+        How p_f is made of p.
+    least_cell : int
+        Pixels that a cell needs.
+    """
+
+    maps: SectionMaps
+    fusion: Fusion
+    least_cell: int = 0
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def fused(self, z: int) -> NDArray[np.float32]:
+        """p_f of a section, shape (Y, X), in [0, 1]."""
+        return fused_map(self.maps[z], self.fusion)
+
+    def cells(self, linked: bool = False) -> Iterator[NDArray[np.int64]]:
+        """Cells of one section after the other, shape (Y, X), 0 between them.
+
+        Parameters
+        ----------
+        linked : bool
+            Cells that overlap from section to section have one id, unique in the volume; else each section counts
+            from 1. Linking needs sections of one size.
+        """
+        sections = (cells_between(self.fused(z) >= HALF, self.least_cell) for z in range(len(self)))
+        return link_stack(sections) if linked else (cells.astype(np.int64) for cells in sections)
+
+
+def segment(
+    images: Sequence[Image],
+    model: Model,
+    store: Store,
+    keys: Sequence[str],
+    averaging: Averaging | None = None,
+    options: Options | None = None,
+    progress: Progress = lambda *_: None,
+) -> Segmentation:
+    """Membranes and cells of a stack of any size.
+
+    Parameters
+    ----------
+    images : sequence of array-like
+        Sections, grey, each (Y, X) or anything that gives the pixels of two slices; only what is needed is asked for.
+    model : Model
+        Trained.
+    store : Store
+        Where tiles are kept: those that are there are not computed again.
+    keys : sequence of str
+        For each section what its map depends on: image, model, averaging.
+    averaging : Averaging, optional
+        Over symmetries and crops.
+    options : Options, optional
+        Windows, device, scheduler; nothing in them changes the result.
+    progress : callable
+        Called with tiles done and tiles in all.
+
+    Returns
+    -------
+    Segmentation
+    """
+    averaged = (averaging or Averaging()).of(model.network)
+    maps = make_maps(averaged, images, keys, store, MEMBRANE, options or Options(), standardised, progress)
+    return Segmentation(maps, model.fusion)
 
 
 def fused_map(probability: NDArray[np.float32], fusion: Fusion) -> NDArray[np.float32]:
@@ -464,7 +553,7 @@ def choose_fusion(maps: Sequence[NDArray[np.float32]], sections: Sequence[Traced
         contours = [closed_contours(p, best.sigma, depth) for p in maps]
         for w_f in WEIGHTS_OF_FUSION:
             fused = [fuse(p, lines, w_f) for p, lines in zip(maps, contours, strict=True)]
-            score = float(np.mean([v_rand(thin(f < 0.5), t).score for f, t in zip(fused, truths, strict=True)]))
+            score = float(np.mean([v_rand(thin(f < HALF), t).score for f, t in zip(fused, truths, strict=True)]))
             if score > (best.v_rand or 0.0):
                 best = Fusion(w_f, depth, best.sigma, score)
     return best
