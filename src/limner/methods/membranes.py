@@ -45,8 +45,8 @@ from limner.inference import Image, Options, predict
 from limner.metrics.neurites import thin, v_rand
 from limner.model_file import ModelFile
 from limner.networks.contextual import ContextualNetwork
-from limner.networks.nuclei_unet import NucleiUNet
 from limner.networks.symmetry_average import SymmetryAverage
+from limner.networks.tiled_unet import TiledUNet
 from limner.tiles import Tile
 from limner.watershed import cells_between, closed_contours, fuse
 
@@ -57,7 +57,7 @@ SAMPLED = 1_000_000  # pixels of a section that its mean and deviation are taken
 ROOM = 8  # a patch is cut out with an eighth of its side around it, so that bending brings in what lies beside it
 WEIGHTS_OF_FUSION = tuple(round(0.1 * i, 1) for i in range(7))
 DEPTHS = (0.02, 0.05, 0.1, 0.2)
-Network = ContextualNetwork | NucleiUNet
+Network = ContextualNetwork | TiledUNet
 Progress = Callable[[int, int], None]
 
 
@@ -103,9 +103,7 @@ class Settings:
                 raise ValueError(f"--{name}: {getattr(self, name)} is not possible; give a number above 0")
         for name in not_below:
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: {getattr(self, name)} is not possible; give 0 or more"
-                )
+                raise ValueError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not possible; give 0 or more")
         if self.patch % 16:
             raise ValueError(f"--patch: {self.patch} is no multiple of 16; give 128, 256, 480, ...")
         if not 0 <= self.dropout < 1:
@@ -158,7 +156,7 @@ class Model:
 
     Parameters
     ----------
-    network : ContextualNetwork or NucleiUNet
+    network : ContextualNetwork or TiledUNet
         In evaluation.
     settings : Settings
         It was trained with.
@@ -183,7 +181,7 @@ def build(settings: Settings) -> Network:
         torch.manual_seed(settings.seed)
         if settings.network == "unet":
             width = settings.width or 12
-            return NucleiUNet(in_channels=1, widths=tuple(width * 2**level for level in range(5)))
+            return TiledUNet(in_channels=1, widths=tuple(width * 2**level for level in range(5)))
         width = settings.width or 16
         return ContextualNetwork(widths=(width, 2 * width, 4 * width, 8 * width), dropout=settings.dropout)
 
@@ -248,7 +246,7 @@ def train(
 
     Parameters
     ----------
-    network : ContextualNetwork or NucleiUNet
+    network : ContextualNetwork or TiledUNet
         One map in, two out.
     sections : sequence of TracedSection
         Sizes may differ.
@@ -403,7 +401,7 @@ def membrane_map(
 
     Parameters
     ----------
-    network : ContextualNetwork or NucleiUNet
+    network : ContextualNetwork or TiledUNet
         Trained.
     image : array-like
         Grey, shape (Y, X), or anything that gives the pixels of two slices.
