@@ -32,7 +32,7 @@ from limner.annotations import simulate_partial
 from limner.inference import Options, predict
 from limner.methods.partial_nuclei import NUCLEUS, AnnotatedTile, Separation, Settings, build, separate, train
 from limner.metrics.objects import ObjectScore, score_objects, summarise, summarise_groups
-from limner.networks.nuclei_unet import NucleiUNet
+from limner.networks.tiled_unet import TiledUNet
 from limner.run_record import machine, package_versions
 
 DATA = Path(os.environ.get("LIMNER_DATA", "../shared/data"))
@@ -74,7 +74,7 @@ def split(left_out: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return monuseg | {n: t for n, t in tnbc.items() if n not in test}, test
 
 
-def probability_of(network: NucleiUNet, image: np.ndarray) -> np.ndarray:
+def probability_of(network: TiledUNet, image: np.ndarray) -> np.ndarray:
     """Probability of nucleus (Y, X)."""
     found = np.zeros(image.shape[:2], np.float32)
 

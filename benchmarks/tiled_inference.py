@@ -23,7 +23,7 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from limner.inference import PAPER_WINDOWS, Options, predict
-from limner.networks.nuclei_unet import NucleiUNet
+from limner.networks.tiled_unet import TiledUNet
 from limner.parallel import keep_freed_memory
 from limner.run_record import machine, package_versions
 
@@ -31,7 +31,7 @@ from limner.run_record import machine, package_versions
 class WholeWindows(torch.nn.Module):
     """A network that computes whole windows and cuts out the region."""
 
-    def __init__(self, network: NucleiUNet) -> None:
+    def __init__(self, network: TiledUNet) -> None:
         super().__init__()
         self.network = network
         self.halo, self.alignment = network.halo, network.alignment
@@ -54,10 +54,10 @@ def synthetic_tissue(side: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(colours, 0, 255).astype(np.uint8), mask
 
 
-def trained(widths: tuple[int, ...], image: np.ndarray, mask: np.ndarray, steps: int) -> NucleiUNet:
+def trained(widths: tuple[int, ...], image: np.ndarray, mask: np.ndarray, steps: int) -> TiledUNet:
     """A network that has seen a few patches of the image."""
     torch.manual_seed(0)
-    network = NucleiUNet(widths=widths)
+    network = TiledUNet(widths=widths)
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
     draw = np.random.default_rng(1)
     for _ in range(steps):
@@ -71,7 +71,7 @@ def trained(widths: tuple[int, ...], image: np.ndarray, mask: np.ndarray, steps:
     return network.eval()
 
 
-def run(network: NucleiUNet | WholeWindows, image: np.ndarray, options: Options) -> tuple[dict[str, float], np.ndarray]:
+def run(network: TiledUNet | WholeWindows, image: np.ndarray, options: Options) -> tuple[dict[str, float], np.ndarray]:
     """Seconds, processor seconds and the probability of a nucleus, (Y, X)."""
     found = np.zeros(image.shape[:2], np.float32)
 

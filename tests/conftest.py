@@ -14,7 +14,7 @@ from limner.volume import LabelMap, Volume
 
 
 def finds_what_is_dark(settings):
-    """A `NucleiUNet` with weights set by hand: the probability of nucleus is sigmoid(20 (darkness - 0.5))."""
+    """A `TiledUNet` with weights set by hand: the probability of nucleus is sigmoid(20 (darkness - 0.5))."""
     network = build(settings)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from limner.inference import PAPER_WINDOWS, Options, batches, predict, unit_range
-from limner.networks.nuclei_unet import NucleiUNet
+from limner.networks.tiled_unet import TiledUNet
 
 
 def network_with(in_channels=3, levels=5, seed=0):
     """Batch statistics as after training; logits spread so that both classes occur."""
     torch.manual_seed(seed)
-    network = NucleiUNet(in_channels, widths=(4, 6, 8, 10, 12)[:levels])
+    network = TiledUNet(in_channels, widths=(4, 6, 8, 10, 12)[:levels])
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0.1, 0.1)

@@ -115,7 +115,7 @@ def predict(
     Parameters
     ----------
     network : TiledNetwork
-        Such as `NucleiUNet`; computed in evaluation on a copy, so the caller's stays as it is.
+        Such as `TiledUNet`; computed in evaluation on a copy, so the caller's stays as it is.
     image : array-like
         Shape (Y, X) or (Y, X, C); only what a tile reads is ever asked for.
     write : callable
@@ -146,11 +146,11 @@ def predict(
 
     Examples
     --------
-    >>> from limner.networks.nuclei_unet import NucleiUNet
+    >>> from limner.networks.tiled_unet import TiledUNet
     >>> image, found = np.zeros((300, 500, 3), np.uint8), np.zeros((2, 300, 500), np.float32)
     >>> def write(tile, probabilities):
     ...     found[:, *tile.kept.slices] = probabilities
-    >>> grid = predict(NucleiUNet(widths=(4, 4, 4, 4, 4)), image, write, Options(window=256, device="cpu"))
+    >>> grid = predict(TiledUNet(widths=(4, 4, 4, 4, 4)), image, write, Options(window=256, device="cpu"))
     >>> grid.counts, bool(np.allclose(found.sum(axis=0), 1))
     ((2, 5), True)
     """

@@ -30,7 +30,7 @@ from limner.methods.partial_nuclei import (
     weighted_background_loss,
 )
 from limner.model_file import read_model
-from limner.networks.nuclei_unet import NucleiUNet
+from limner.networks.tiled_unet import TiledUNet
 
 QUICK = Settings(patch=64, stride=32, batch=4, steps=80, rate=1e-2, width=4, um_per_px=0.5, elastic_um=0.5)
 
@@ -175,7 +175,7 @@ def trained(settings, kept=1.0):
     labels = discs((256, 256))
     annotated = np.random.default_rng(0).permutation(64)[: round(kept * 64)] + 1
     torch.manual_seed(0)
-    network = NucleiUNet(widths=(4, 8, 16, 32, 64))
+    network = TiledUNet(widths=(4, 8, 16, 32, 64))
     train(
         network,
         [AnnotatedTile.from_labels(stained(labels), np.where(np.isin(labels, annotated), labels, 0), settings)],

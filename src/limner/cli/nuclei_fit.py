@@ -31,7 +31,7 @@ from limner.methods.partial_nuclei import (
 )
 from limner.metrics.objects import ObjectSummary, score_objects, summarise
 from limner.model_file import ModelFile, read_model
-from limner.networks.nuclei_unet import NucleiUNet
+from limner.networks.tiled_unet import TiledUNet
 from limner.run_record import content_key, hash_file, package_versions, to_plain, utc_now
 
 NONE = "(default: none)"
@@ -271,7 +271,7 @@ def announce(checkpoint: Checkpoint) -> int:
     return steps or 0
 
 
-def score(network: NucleiUNet, given: Inputs, settings: Settings, report: Report) -> ObjectSummary | None:
+def score(network: TiledUNet, given: Inputs, settings: Settings, report: Report) -> ObjectSummary | None:
     """Scores on the validation images, at the network's pixel size; None where there are none."""
     scores = []
     device: Literal["cpu", "cuda"] = "cuda" if given.device.startswith("cuda") else "cpu"

@@ -20,7 +20,7 @@ from limner.io.geojson import MEAN_PROBABILITY, GeoJsonStream
 from limner.io.ome_zarr import LabelStream, NgffVersion
 from limner.io.slide import Level, Slide
 from limner.methods.partial_nuclei import Separation, separate
-from limner.networks.nuclei_unet import NucleiUNet
+from limner.networks.tiled_unet import TiledUNet
 from limner.object_table import ObjectTableStream
 from limner.slide_objects import (
     PROBABILITY_STEPS,
@@ -53,7 +53,7 @@ class Finder:
 
     Parameters
     ----------
-    network : NucleiUNet
+    network : TiledUNet
         Trained.
     um_per_px : float
         At which it works.
@@ -65,7 +65,7 @@ class Finder:
         Whether glass is passed over on slides, and left out of areas on any image.
     """
 
-    network: NucleiUNet
+    network: TiledUNet
     um_per_px: float
     separation: Separation
     options: Options

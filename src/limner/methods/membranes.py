@@ -45,10 +45,13 @@ from limner.inference import Image, Options, predict
 from limner.metrics.neurites import thin, v_rand
 from limner.model_file import ModelFile
 from limner.networks.contextual import ContextualNetwork
-from limner.networks.nuclei_unet import NucleiUNet
 from limner.networks.symmetry_average import SymmetryAverage
+<<<<<<< HEAD
 from limner.run_record import Store
 from limner.section_maps import SectionMaps, make_maps
+=======
+from limner.networks.tiled_unet import TiledUNet
+>>>>>>> wip-core
 from limner.tiles import Tile
 from limner.watershed import cells_between, closed_contours, fuse, link_stack
 
@@ -60,7 +63,7 @@ SAMPLED = 1_000_000  # pixels of a section that its mean and deviation are taken
 ROOM = 8  # a patch is cut out with an eighth of its side around it, so that bending brings in what lies beside it
 WEIGHTS_OF_FUSION = tuple(round(0.1 * i, 1) for i in range(7))
 DEPTHS = (0.02, 0.05, 0.1, 0.2)
-Network = ContextualNetwork | NucleiUNet
+Network = ContextualNetwork | TiledUNet
 Progress = Callable[[int, int], None]
 
 
@@ -75,7 +78,7 @@ class Settings:
     auxiliary: float = 1.0
     """w_c: weight of the auxiliary classifiers at first; falls to 0 through training. 0: none (paper: no value)."""
     steps: int = 0
-    """Gradient steps; 0: 2,000, on a GPU 10,000 (paper: 2 to 3 hours on a GPU of 2015)."""
+    """Gradient steps; 0: 1,000, on a GPU 10,000 (paper: 2 to 3 hours on a GPU of 2015)."""
     batch: int = 4
     """Patches a step."""
     patch: int = 256
@@ -159,7 +162,7 @@ class Model:
 
     Parameters
     ----------
-    network : ContextualNetwork or NucleiUNet
+    network : ContextualNetwork or TiledUNet
         In evaluation.
     settings : Settings
         It was trained with.
@@ -184,7 +187,7 @@ def build(settings: Settings) -> Network:
         torch.manual_seed(settings.seed)
         if settings.network == "unet":
             width = settings.width or 12
-            return NucleiUNet(in_channels=1, widths=tuple(width * 2**level for level in range(5)))
+            return TiledUNet(in_channels=1, widths=tuple(width * 2**level for level in range(5)))
         width = settings.width or 16
         return ContextualNetwork(widths=(width, 2 * width, 4 * width, 8 * width), dropout=settings.dropout)
 
@@ -249,7 +252,7 @@ def train(
 
     Parameters
     ----------
-    network : ContextualNetwork or NucleiUNet
+    network : ContextualNetwork or TiledUNet
         One map in, two out.
     sections : sequence of TracedSection
         Sizes may differ.
@@ -379,7 +382,7 @@ def fit(
     if not 0 < np.mean(traced) < 1:
         raise ValueError("fit(): the labels hold membrane alone, or none; give both")
     if not settings.steps:
-        settings = replace(settings, steps=10_000 if device.startswith("cuda") else 2_000)
+        settings = replace(settings, steps=10_000 if device.startswith("cuda") else 1_000)
     network = build(settings)
     losses = train(network, sections, settings, device, progress, checkpoint)
     on_device = Options(device="cuda" if device.startswith("cuda") else "cpu")
@@ -431,7 +434,7 @@ def membrane_map(
 
     Parameters
     ----------
-    network : ContextualNetwork or NucleiUNet
+    network : ContextualNetwork or TiledUNet
         Trained.
     image : array-like
         Grey, shape (Y, X).

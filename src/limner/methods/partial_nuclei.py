@@ -51,7 +51,7 @@ from limner.augmentation import elastic
 from limner.checkpoint import Checkpoint
 from limner.inference import Image, Options, predict
 from limner.model_file import ModelFile
-from limner.networks.nuclei_unet import NucleiUNet
+from limner.networks.tiled_unet import TiledUNet
 from limner.tiles import Tile
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -394,11 +394,11 @@ def _batch(
     return batch[:, :3].contiguous(memory_format=torch.channels_last), nuclei, batch[:, 4] * (1 - nuclei)
 
 
-def build(settings: Settings) -> NucleiUNet:
+def build(settings: Settings) -> TiledUNet:
     """The untrained network of `settings`, its weights drawn by `Settings.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return NucleiUNet(widths=tuple(settings.width * 2**level for level in range(5)))
+        return TiledUNet(widths=tuple(settings.width * 2**level for level in range(5)))
 
 
 def fit(
@@ -408,7 +408,7 @@ def fit(
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda *_: None,
     checkpoint: Checkpoint | None = None,
-) -> tuple[NucleiUNet, list[float]]:
+) -> tuple[TiledUNet, list[float]]:
     """Train a network on partially annotated tiles, from scratch or from another model on.
 
     Parameters
@@ -425,7 +425,7 @@ def fit(
 
     Returns
     -------
-    network : NucleiUNet
+    network : TiledUNet
         In evaluation.
     losses : list of float
         Of each step.
@@ -440,7 +440,7 @@ def fit(
     return network, train(network, tiles, settings, device, progress, checkpoint)
 
 
-def _started(start: ModelFile, settings: Settings) -> NucleiUNet:
+def _started(start: ModelFile, settings: Settings) -> TiledUNet:
     network, its_own = from_model(start)
     for name in ("width", "um_per_px"):
         found, wanted = getattr(its_own, name), getattr(settings, name)
@@ -452,13 +452,13 @@ def _started(start: ModelFile, settings: Settings) -> NucleiUNet:
 
 
 def find_nuclei(
-    network: NucleiUNet, image: Image, um_per_px: float, separation: Separation | None = None, device: Device = "cpu"
+    network: TiledUNet, image: Image, um_per_px: float, separation: Separation | None = None, device: Device = "cpu"
 ) -> NDArray[np.int32]:
     """All nuclei of an image that fits into memory.
 
     Parameters
     ----------
-    network : NucleiUNet
+    network : TiledUNet
         Trained.
     image : array-like
         RGB, shape (Y, X, 3), uint8, with the pixel size that the network was trained at.
@@ -488,12 +488,12 @@ def find_nuclei(
     return separate(probability, um_per_px, separation or Separation())
 
 
-def to_model(network: NucleiUNet, settings: Settings, record: Mapping[str, Any]) -> ModelFile:
+def to_model(network: TiledUNet, settings: Settings, record: Mapping[str, Any]) -> ModelFile:
     """A trained network with its settings and training record, to be written to a file."""
     return ModelFile(TASK, network.state_dict(), asdict(settings), settings.um_per_px, record)
 
 
-def from_model(model: ModelFile) -> tuple[NucleiUNet, Settings]:
+def from_model(model: ModelFile) -> tuple[TiledUNet, Settings]:
     """The trained network of a model, in evaluation, and the settings it was trained with.
 
     Raises

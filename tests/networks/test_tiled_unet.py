@@ -3,13 +3,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from limner.networks.nuclei_unet import PAPER_WIDTHS, NucleiUNet
+from limner.networks.tiled_unet import PAPER_WIDTHS, TiledUNet
 
 
-def network_with(widths=(4, 6, 8, 10, 12), in_channels=3, seed=0) -> NucleiUNet:
+def network_with(widths=(4, 6, 8, 10, 12), in_channels=3, seed=0) -> TiledUNet:
     """In evaluation, with batch statistics and affine terms far from 0 and 1, as after training."""
     torch.manual_seed(seed)
-    network = NucleiUNet(in_channels, widths=widths)
+    network = TiledUNet(in_channels, widths=widths)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0.1, 0.1)
@@ -33,9 +33,9 @@ def test_default_width_has_half_a_million_to_two_million_parameters_and_the_pape
     def millions(network):
         return sum(p.numel() for p in network.parameters()) / 1e6
 
-    assert 0.5 < millions(NucleiUNet()) < 2
+    assert 0.5 < millions(TiledUNet()) < 2
     with torch.device("meta"):
-        assert 31 < millions(NucleiUNet(widths=PAPER_WIDTHS)) < 32
+        assert 31 < millions(TiledUNet(widths=PAPER_WIDTHS)) < 32
 
 
 def test_normalisation_follows_the_non_linearity():
@@ -119,7 +119,7 @@ def test_the_image_end_cut_off_at_an_aligned_place_gives_the_same_as_the_whole_i
 
 
 def test_every_weight_gets_a_gradient():
-    network = NucleiUNet(widths=(4, 6, 8, 10, 12)).train()
+    network = TiledUNet(widths=(4, 6, 8, 10, 12)).train()
     F.cross_entropy(network(noise(2, 3, 48, 64)), torch.zeros(2, 48, 64, dtype=torch.long)).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad.abs().max() > 0, name
@@ -127,7 +127,7 @@ def test_every_weight_gets_a_gradient():
 
 def test_overfits_a_tiny_image():
     torch.manual_seed(0)
-    network = NucleiUNet(1, widths=(8, 12, 16, 16, 16)).train()
+    network = TiledUNet(1, widths=(8, 12, 16, 16, 16)).train()
     labels = torch.zeros(2, 32, 48, dtype=torch.long)
     labels[:, 6:14, 5:15], labels[0, 16:28, 30:41] = 1, 1
     image = labels.float()[:, None] + 0.3 * noise(2, 1, 32, 48)

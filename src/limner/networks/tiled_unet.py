@@ -57,7 +57,7 @@ def _normalised_convolution(convolution: Any, normalisation: Any, maps: Tensor) 
     return torch.clamp(maps, lowest, highest, out=maps)
 
 
-class NucleiUNet(nn.Module):
+class TiledUNet(nn.Module):
     """U-Net whose output is as large as its input, of any size, and equal tile by tile to that of the whole image.
 
     Where a side is odd, the last pixel is pooled alone, and the upsampled map is cut to the size of its skip: every
@@ -82,7 +82,7 @@ class NucleiUNet(nn.Module):
 
     Examples
     --------
-    >>> network = NucleiUNet(widths=(4, 8, 16, 32, 64)).eval()
+    >>> network = TiledUNet(widths=(4, 8, 16, 32, 64)).eval()
     >>> network(torch.zeros(1, 3, 21, 30)).shape, network.alignment, network.halo
     (torch.Size([1, 2, 21, 30]), 16, 94)
     """
