@@ -46,12 +46,9 @@ from limner.metrics.neurites import thin, v_rand
 from limner.model_file import ModelFile
 from limner.networks.contextual import ContextualNetwork
 from limner.networks.symmetry_average import SymmetryAverage
-<<<<<<< HEAD
+from limner.networks.tiled_unet import TiledUNet
 from limner.run_record import Store
 from limner.section_maps import SectionMaps, make_maps
-=======
-from limner.networks.tiled_unet import TiledUNet
->>>>>>> wip-core
 from limner.tiles import Tile
 from limner.watershed import cells_between, closed_contours, fuse, link_stack
 
