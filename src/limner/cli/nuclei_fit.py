@@ -16,7 +16,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from limner.checkpoint import Checkpoint
 from limner.cli.device import find_device
 from limner.cli.image_files import hash_image
-from limner.cli.model_output import check_model_path, thinned
+from limner.cli.model_output import announce, check_model_path, thinned
 from limner.cli.progress import Report, progress_on
 from limner.io.annotated_images import LARGEST_UM2, MOST_REGIONS, AnnotatedImage, open_annotated, pair_annotations
 from limner.methods.partial_nuclei import (
@@ -259,16 +259,6 @@ def describe_tiles(tiles: Sequence[AnnotatedTile], given: Inputs, settings: Sett
     print(f"patches: {facts['patches']} of {size}, from {len(tiles)} regions")
     print(f"network: {facts['parameters']} parameters, {settings.steps} steps on {given.device}", flush=True)
     return facts
-
-
-def announce(checkpoint: Checkpoint) -> int:
-    """Steps that an earlier, stopped run has done; says so, or that what it did cannot be used."""
-    steps = checkpoint.steps
-    if steps:
-        print(f"going on from step {steps} of a run that was stopped", flush=True)
-    elif steps == 0:
-        print("a run that was stopped had other settings or inputs: starting anew", flush=True)
-    return steps or 0
 
 
 def score(network: NucleiUNet, given: Inputs, settings: Settings, report: Report) -> ObjectSummary | None:

@@ -103,9 +103,7 @@ class Settings:
                 raise ValueError(f"--{name}: {getattr(self, name)} is not possible; give a number above 0")
         for name in not_below:
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: {getattr(self, name)} is not possible; give 0 or more"
-                )
+                raise ValueError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not possible; give 0 or more")
         if self.patch % 16:
             raise ValueError(f"--patch: {self.patch} is no multiple of 16; give 128, 256, 480, ...")
         if not 0 <= self.dropout < 1:
@@ -287,7 +285,9 @@ def train(
             group["lr"] = rate_at(step, settings)
         images, targets = _batch(prepared, settings, generator)
         images = images.to(device, memory_format=torch.channels_last)
-        scores = network.scores(images) if isinstance(network, ContextualNetwork) else [network(images)]
+        with torch.random.fork_rng(devices=[]):  # what drops out follows from the step, also in one that goes on
+            torch.manual_seed(settings.seed + step)
+            scores = network.scores(images) if isinstance(network, ContextualNetwork) else [network(images)]
         auxiliary = auxiliary_weight(step, settings) if len(scores) > 1 else 0.0
         loss = contextual_loss(scores, targets.to(device), auxiliary)
         optimiser.zero_grad()
@@ -345,6 +345,7 @@ def fit(
     device: str = "cpu",
     progress: Progress = lambda *_: None,
     checkpoint: Checkpoint | None = None,
+    validation: Sequence[TracedSection] = (),
 ) -> tuple[Model, list[float]]:
     """Train the network on traced sections, then choose how the watershed is fused with its map.
 
@@ -358,6 +359,8 @@ def fit(
         Pixel size, micrometres; NaN: not known.
     device, progress, checkpoint
         As of `train`.
+    validation : sequence of TracedSection
+        Others, to choose the fusion on; where there are none it is chosen on `sections`.
 
     Returns
     -------
@@ -365,6 +368,22 @@ def fit(
         In evaluation.
     losses : list of float
         Of each step.
+
+    Raises
+    ------
+    ValueError
+        As of `settle`.
+    """
+    settings = settle(sections, settings, device)
+    network = build(settings)
+    losses = train(network, sections, settings, device, progress, checkpoint)
+    chosen_on = validation or sections
+    fusion = choose_fusion([membrane_map(network, s.image, device=device) for s in chosen_on], chosen_on)
+    return Model(network, settings, fusion, um_per_px), losses
+
+
+def settle(sections: Sequence[TracedSection], settings: Settings, device: str = "cpu") -> Settings:
+    """The settings of a training on these sections: checked, and with its number of steps.
 
     Raises
     ------
@@ -377,12 +396,7 @@ def fit(
     traced = [float(section.membrane.mean()) for section in sections]
     if not 0 < np.mean(traced) < 1:
         raise ValueError("fit(): the labels hold membrane alone, or none; give both")
-    if not settings.steps:
-        settings = replace(settings, steps=10_000 if device.startswith("cuda") else 2_000)
-    network = build(settings)
-    losses = train(network, sections, settings, device, progress, checkpoint)
-    fusion = choose_fusion([membrane_map(network, s.image, device=device) for s in sections], sections)
-    return Model(network, settings, fusion, um_per_px), losses
+    return replace(settings, steps=settings.steps or (10_000 if device.startswith("cuda") else 2_000))
 
 
 # ---- from an image to membranes -----------------------------------------------------------------------------------
@@ -448,7 +462,11 @@ def fused_map(probability: NDArray[np.float32], fusion: Fusion) -> NDArray[np.fl
     return fuse(probability, closed_contours(probability, fusion.sigma, fusion.depth), fusion.w_f)
 
 
-def choose_fusion(maps: Sequence[NDArray[np.float32]], sections: Sequence[TracedSection]) -> Fusion:
+def choose_fusion(
+    maps: Sequence[NDArray[np.float32]],
+    sections: Sequence[TracedSection],
+    progress: Progress = lambda *_: None,
+) -> Fusion:
     """The w_f and depth with the best V_rand at the threshold 0.5; of equals the smaller w_f, then depth.
 
     Parameters
@@ -457,16 +475,19 @@ def choose_fusion(maps: Sequence[NDArray[np.float32]], sections: Sequence[Traced
         p of each section, shape (Y, X).
     sections : sequence of TracedSection
         With the truth.
+    progress : callable
+        Called with the depths tried and to be tried.
     """
     truths = [cells_between(section.membrane) for section in sections]
     best = Fusion(0.0, DEPTHS[0], v_rand=-1.0)
-    for depth in DEPTHS:
+    for tried, depth in enumerate(DEPTHS, start=1):
         contours = [closed_contours(p, best.sigma, depth) for p in maps]
         for w_f in WEIGHTS_OF_FUSION:
             fused = [fuse(p, lines, w_f) for p, lines in zip(maps, contours, strict=True)]
             score = float(np.mean([v_rand(thin(f < 0.5), t).score for f, t in zip(fused, truths, strict=True)]))
             if score > (best.v_rand or 0.0):
                 best = Fusion(w_f, depth, best.sigma, score)
+        progress(tried, len(DEPTHS))
     return best
 
 
