@@ -45,14 +45,15 @@ def as_in_isbi(traced: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five sections, one of another size; the first four are traced, the last file is no image at all."""
+    """Five sections, one of another size; the first four are traced, the last is damaged, but nobody looks."""
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
     for i in range(4):
         traced = membrane(i, (48, 56) if i else (40, 64))
         iio.imwrite(tmp_path / "images" / f"s{i}.png", picture(traced, i))
         iio.imwrite(tmp_path / "labels" / f"s{i}.png", as_in_isbi(traced))
-    (tmp_path / "images" / "s4.png").write_bytes(b"nothing traced here, so nobody looks")
+    damaged = (tmp_path / "images" / "s0.png").read_bytes()[:100]
+    (tmp_path / "images" / "s4.png").write_bytes(damaged)
     return tmp_path
 
 
@@ -169,15 +170,26 @@ def test_sections_of_one_value_are_not_trained_on(folder: Path, capsys: pytest.C
     assert same_weights(of_stack, written(folder))
 
 
-def test_a_volume_states_its_pixel_size(folder: Path) -> None:
-    for name, pixels in zip(("images", "labels"), stack(), strict=True):
-        image = sitk.GetImageFromArray(pixels)
-        image.SetSpacing((4e-6, 4e-6, 5e-5))
-        sitk.WriteImage(image, str(folder / f"{name}.nrrd"))
-    assert run(folder, images="images.nrrd", labels="labels.nrrd") == 0
+def test_a_volume_states_its_pixel_size_and_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sections run along x here; labels that lie elsewhere are refused."""
+
+    def write(name: str, pixels: NDArray[np.uint8], origin: float) -> None:
+        image = sitk.GetImageFromArray(np.moveaxis(pixels, 0, 2))
+        image.SetSpacing((5e-5, 4e-6, 4e-6))
+        image.SetOrigin((origin, 0.0, 0.0))
+        sitk.WriteImage(image, str(folder / name))
+
+    for name, pixels, origin in zip(("i.nrrd", "l.nrrd", "off.nrrd"), (*stack(), stack()[1]), (7, 7, 0), strict=True):
+        write(name, pixels, origin)
+    assert run(folder, "--section-axis", "x", images="i.nrrd", labels="l.nrrd") == 0
     assert written(folder).pixel_size == pytest.approx(0.004)
-    assert run(folder, "--um-per-px", "0.005", "--overwrite", images="images.nrrd", labels="labels.nrrd") == 0
+    assert written(folder).record["training_sections"] == ["1", "2"]
+    more = ["--section-axis", "x", "--overwrite"]
+    assert run(folder, "--um-per-px", "0.005", *more, images="i.nrrd", labels="l.nrrd") == 0
     assert written(folder).pixel_size == 0.005
+    capsys.readouterr()
+    assert run(folder, *more, images="i.nrrd", labels="off.nrrd") == 2
+    assert "has its origin at" in capsys.readouterr().err
 
 
 def test_cells_by_id_are_parted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from limner.cli.arguments import parse_indices
 from limner.cli.image_files import hash_stack
 from limner.io import read_label_image, read_labels
+from limner.io.content import Triple, complete_spacing
 from limner.io.images import axis_number, load
 from limner.io.ome_zarr import is_ome_zarr
 from limner.io.sections import list_sections, load_section
 from limner.methods.membranes import TracedSection
 from limner.metrics.neurites import cells_of_labels
 from limner.run_record import hash_inputs
-from limner.space import Space
+from limner.space import IDENTITY, Space
 from limner.volume import Source, Volume
 
-ANY_SPACING = (1.0, 1.0, 1.0)  # in mm, where the file states none: membranes are found without
+ANY_SPACING = (1.0, 1.0, 1.0)  # in mm, where IMAGES state none: membranes are found without
 Labels = NDArray[np.integer[Any]]
 
 
@@ -39,14 +40,18 @@ class Stack:
     source : Source
         The form it is kept in.
     spacing : tuple of float or None
-        Between sections, along y and along x, in mm; NaN where a folder's files do not state it.
+        Between sections, along y and along x, in mm; None where the file does not state all three.
+    origin, direction : tuple
+        As of `Space`.
     read : callable
         From a section's index to its pixels, shape (Y, X) or (Y, X, 3).
     """
 
     names: tuple[str, ...]
     source: Source
-    spacing: tuple[float, float, float] | None
+    spacing: Triple | None
+    origin: Triple
+    direction: tuple[Triple, ...]
     read: Callable[[int], NDArray[Any]]
 
     def __len__(self) -> int:
@@ -71,16 +76,16 @@ class Stack:
 def open_stack(path: Path, section_axis: str = "z") -> Stack:
     """A folder's sections, read one by one, or any other stack that `limner.read` knows."""
     axis = axis_number(section_axis, path)
-    if not _is_folder(path):
-        content = load(path).with_sections_first(axis)
-        source = replace(content.source, file_spacing=content.spacing)
-        names = source.names or tuple(str(z) for z in range(len(content.pixels)))
-        return Stack(names, source, content.spacing, lambda z: content.pixels[z])
-    files = list_sections(path)
-    names = tuple(file.name for file in files)
-    z, y, x = (math.nan if s is None else s for s in load_section(files[0])[1])
-    source = Source("folder", path, files[0].suffix.lower(), names=names)
-    return Stack(names, source, (z, y, x), lambda z: load_section(files[z])[0])
+    if _is_folder(path):
+        files = list_sections(path)
+        names = tuple(file.name for file in files)
+        spacing = complete_spacing(load_section(files[0])[1], len(files))
+        source = Source("folder", path, files[0].suffix.lower(), names=names)
+        return Stack(names, source, spacing, (0.0, 0.0, 0.0), IDENTITY, lambda z: load_section(files[z])[0])
+    content = load(path).with_sections_first(axis)
+    names = tuple(str(z) for z in range(len(content.pixels)))
+    source = replace(content.source, file_spacing=content.spacing)
+    return Stack(names, source, content.spacing, content.origin, content.direction, lambda z: content.pixels[z])
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def read_traced(images: Path, labels: Path, membrane_is: int = 0, section_axis: 
         if len(present) == 1:
             of_one_value.append(stack.names[z])
             continue
-        image = stack[z]
+        image = stack[z][:, :]
         _check_size(file, traced, stack.names[z], image)
         values.update(present)
         sections[stack.names[z]] = TracedSection(image, membrane_of_labels(traced, membrane_is))
@@ -175,8 +180,9 @@ def _labels_of(path: Path, stack: Stack) -> Iterator[tuple[int, Path, Labels]]:
         yield from _labels_of_files(path, stack)
         return
     shape = (len(stack), *stack[0].shape)
-    grid = Volume(np.broadcast_to(np.uint8(0), shape), Space(shape, ANY_SPACING), stack.source)  # its pixels: not used
-    found = read_labels(path, grid, labelled=range(len(stack))).label_map.labels
+    space = Space(shape, stack.spacing or ANY_SPACING, stack.origin, stack.direction)
+    like = Volume(np.broadcast_to(np.uint8(0), shape), space, stack.source)  # no pixel of it is looked at
+    found = read_labels(path, like, labelled=range(len(stack))).label_map.labels
     yield from ((z, path, labels) for z, labels in enumerate(found))
 
 
