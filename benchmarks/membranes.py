@@ -1,4 +1,4 @@
-"""Membranes of `em_isbi2012`: trained on sections 00 to 14, tested on 15 to 19, with a U-Net and a random forest beside.
+"""Membranes of `em_isbi2012`: trained on sections 00 to 14, tested on 15 to 19; a U-Net and a random forest beside.
 
     python benchmarks/membranes.py [--only NAME ...] [--steps N] [--seed N] [--out FILE]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,9 @@ def describe_model(path: Path) -> Iterator[str]:
 
     model = read_model(path)
     yield f"{path}: model for {model.task}"
-    yield f"pixel size: {model.pixel_size:g} um"
-    yield f"settings: {_listed(model.settings)}"
+    yield "pixel size: not stated" if math.isnan(model.pixel_size) else f"pixel size: {model.pixel_size:g} um"
+    yield f"settings: {_listed({name: v for name, v in model.settings.items() if not isinstance(v, dict)})}"
+    yield from (f"{name}: {_listed(value)}" for name, value in model.settings.items() if isinstance(value, dict))
     for name, value in model.record.items():
         if name == "losses":
             yield f"loss: {value[0]:.4g} at first, {value[-1]:.4g} in the end"
@@ -58,6 +60,8 @@ def describe_model(path: Path) -> Iterator[str]:
             yield from (f"{_origin(what)}: {', '.join(files)}" for what, files in value.items() if files)
         elif isinstance(value, dict):
             yield f"{name}: {_listed(value.get('mean', value))}"
+        elif isinstance(value, list):
+            yield f"{name}: {', '.join(map(str, value))}"
         elif value is not None:
             yield f"{name}: {value}"
 

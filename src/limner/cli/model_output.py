@@ -1,4 +1,4 @@
-"""What commands that train a model share: where it may be written, and how much of its course is kept."""
+"""What commands that train a model share: where it may be written, going on, and how much of its course is kept."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from limner.checkpoint import Checkpoint
 
 ENDING = ".safetensors"
 LOSSES_KEPT = 100
@@ -32,6 +34,16 @@ def check_model_path(output: Path, overwrite: bool) -> None:
         raise ValueError(f"--output: {output} is a folder; name a file")
     if output.exists() and not overwrite:
         raise ValueError(f"--output: {output} exists; name another file or add --overwrite")
+
+
+def announce(checkpoint: Checkpoint) -> int:
+    """Steps that an earlier, stopped run has done; says so, or that what it did cannot be used."""
+    steps = checkpoint.steps
+    if steps:
+        print(f"going on from step {steps} of a run that was stopped", flush=True)
+    elif steps == 0:
+        print("a run that was stopped had other settings or inputs: starting anew", flush=True)
+    return steps or 0
 
 
 def thinned(losses: Sequence[float]) -> list[float]:

@@ -16,7 +16,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from limner.checkpoint import Checkpoint
 from limner.cli.device import find_device
 from limner.cli.image_files import hash_image
-from limner.cli.model_output import check_model_path, thinned
+from limner.cli.model_output import announce, check_model_path, thinned
 from limner.cli.progress import Report, progress_on
 from limner.io.annotated_images import LARGEST_UM2, MOST_REGIONS, AnnotatedImage, open_annotated, pair_annotations
 from limner.methods.partial_nuclei import (
@@ -261,6 +261,7 @@ def describe_tiles(tiles: Sequence[AnnotatedTile], given: Inputs, settings: Sett
     return facts
 
 
+<<<<<<< HEAD
 def announce(checkpoint: Checkpoint) -> int:
     """Steps that an earlier, stopped run has done; says so, or that what it did cannot be used."""
     steps = checkpoint.steps
@@ -272,6 +273,9 @@ def announce(checkpoint: Checkpoint) -> int:
 
 
 def score(network: TiledUNet, given: Inputs, settings: Settings, report: Report) -> ObjectSummary | None:
+=======
+def score(network: NucleiUNet, given: Inputs, settings: Settings, report: Report) -> ObjectSummary | None:
+>>>>>>> wip-fit
     """Scores on the validation images, at the network's pixel size; None where there are none."""
     scores = []
     device: Literal["cpu", "cuda"] = "cuda" if given.device.startswith("cuda") else "cpu"

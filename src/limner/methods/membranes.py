@@ -288,7 +288,9 @@ def train(
             group["lr"] = rate_at(step, settings)
         images, targets = _batch(prepared, settings, generator)
         images = images.to(device, memory_format=torch.channels_last)
-        scores = network.scores(images) if isinstance(network, ContextualNetwork) else [network(images)]
+        with torch.random.fork_rng(devices=[]):  # what drops out follows from the step, also in one that goes on
+            torch.manual_seed(settings.seed + step)
+            scores = network.scores(images) if isinstance(network, ContextualNetwork) else [network(images)]
         auxiliary = auxiliary_weight(step, settings) if len(scores) > 1 else 0.0
         loss = contextual_loss(scores, targets.to(device), auxiliary)
         optimiser.zero_grad()
@@ -346,6 +348,7 @@ def fit(
     device: str = "cpu",
     progress: Progress = lambda *_: None,
     checkpoint: Checkpoint | None = None,
+    validation: Sequence[TracedSection] = (),
 ) -> tuple[Model, list[float]]:
     """Train the network on traced sections, then choose how the watershed is fused with its map.
 
@@ -359,6 +362,8 @@ def fit(
         Pixel size, micrometres; NaN: not known.
     device, progress, checkpoint
         As of `train`.
+    validation : sequence of TracedSection
+        Others, to choose the fusion on; where there are none it is chosen on `sections`.
 
     Returns
     -------
@@ -366,6 +371,23 @@ def fit(
         In evaluation.
     losses : list of float
         Of each step.
+
+    Raises
+    ------
+    ValueError
+        As of `settle`.
+    """
+    settings = settle(sections, settings, device)
+    network = build(settings)
+    losses = train(network, sections, settings, device, progress, checkpoint)
+    chosen_on = validation or sections
+    on_device = Options(device="cuda" if device.startswith("cuda") else "cpu")
+    fusion = choose_fusion([membrane_map(network, s.image, None, on_device) for s in chosen_on], chosen_on)
+    return Model(network, settings, fusion, um_per_px), losses
+
+
+def settle(sections: Sequence[TracedSection], settings: Settings, device: str = "cpu") -> Settings:
+    """The settings of a training on these sections: checked, and with its number of steps.
 
     Raises
     ------
@@ -378,13 +400,7 @@ def fit(
     traced = [float(section.membrane.mean()) for section in sections]
     if not 0 < np.mean(traced) < 1:
         raise ValueError("fit(): the labels hold membrane alone, or none; give both")
-    if not settings.steps:
-        settings = replace(settings, steps=10_000 if device.startswith("cuda") else 1_000)
-    network = build(settings)
-    losses = train(network, sections, settings, device, progress, checkpoint)
-    on_device = Options(device="cuda" if device.startswith("cuda") else "cpu")
-    fusion = choose_fusion([membrane_map(network, s.image, None, on_device) for s in sections], sections)
-    return Model(network, settings, fusion, um_per_px), losses
+    return replace(settings, steps=settings.steps or (10_000 if device.startswith("cuda") else 1_000))
 
 
 # ---- from an image to membranes -----------------------------------------------------------------------------------
@@ -537,7 +553,11 @@ def fused_map(probability: NDArray[np.float32], fusion: Fusion) -> NDArray[np.fl
     return fuse(probability, closed_contours(probability, fusion.sigma, fusion.depth), fusion.w_f)
 
 
-def choose_fusion(maps: Sequence[NDArray[np.float32]], sections: Sequence[TracedSection]) -> Fusion:
+def choose_fusion(
+    maps: Sequence[NDArray[np.float32]],
+    sections: Sequence[TracedSection],
+    progress: Progress = lambda *_: None,
+) -> Fusion:
     """The w_f and depth with the best V_rand at the threshold 0.5; of equals the smaller w_f, then depth.
 
     Parameters
@@ -546,16 +566,19 @@ def choose_fusion(maps: Sequence[NDArray[np.float32]], sections: Sequence[Traced
         p of each section, shape (Y, X).
     sections : sequence of TracedSection
         With the truth.
+    progress : callable
+        Called with the depths tried and to be tried.
     """
     truths = [cells_between(section.membrane) for section in sections]
     best = Fusion(0.0, DEPTHS[0], v_rand=-1.0)
-    for depth in DEPTHS:
+    for tried, depth in enumerate(DEPTHS, start=1):
         contours = [closed_contours(p, best.sigma, depth) for p in maps]
         for w_f in WEIGHTS_OF_FUSION:
             fused = [fuse(p, lines, w_f) for p, lines in zip(maps, contours, strict=True)]
             score = float(np.mean([v_rand(thin(f < HALF), t).score for f, t in zip(fused, truths, strict=True)]))
             if score > (best.v_rand or 0.0):
                 best = Fusion(w_f, depth, best.sigma, score)
+        progress(tried, len(DEPTHS))
     return best
 
 

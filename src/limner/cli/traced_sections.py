@@ -1,0 +1,252 @@
+"""Sections and their traced membranes, from whatever form they are kept in."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.cli.arguments import parse_indices
+from limner.cli.image_files import hash_stack
+from limner.io import read_label_image, read_labels
+from limner.io.content import Triple, complete_spacing
+from limner.io.images import axis_number, load
+from limner.io.ome_zarr import is_ome_zarr
+from limner.io.sections import list_sections, load_section
+from limner.methods.membranes import TracedSection
+from limner.metrics.neurites import cells_of_labels
+from limner.run_record import hash_inputs
+from limner.space import IDENTITY, Space
+from limner.volume import Source, Volume
+
+ANY_SPACING = (1.0, 1.0, 1.0)  # in mm, where IMAGES state none: membranes are found without
+Labels = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack of sections, each read when it is asked for.
+
+    Parameters
+    ----------
+    names : tuple of str
+        File names of a folder's sections, else "0", "1", ...
+    source : Source
+        The form it is kept in.
+    spacing : tuple of float or None
+        Between sections, along y and along x, in mm; None where the file does not state all three.
+    origin, direction : tuple
+        As of `Space`.
+    read : callable
+        From a section's index to its pixels, shape (Y, X) or (Y, X, 3).
+    """
+
+    names: tuple[str, ...]
+    source: Source
+    spacing: Triple | None
+    origin: Triple
+    direction: tuple[Triple, ...]
+    read: Callable[[int], NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, z: int) -> NDArray[Any]:
+        """Grey section `z`, shape (Y, X).
+
+        Raises
+        ------
+        ValueError
+            If it is in colour, or holds NaN or infinity.
+        """
+        section, found = self.read(z), f"IMAGES: section {self.names[z]} of {self.source.path}"
+        if section.ndim == 3 and (section != section[..., :1]).any():
+            raise ValueError(f"{found} is in colour; give grey sections")
+        if not np.isfinite(section).all():
+            raise ValueError(f"{found} holds NaN or infinity; replace these pixels, with 0 say")
+        return section[..., 0] if section.ndim == 3 else section
+
+
+def open_stack(path: Path, section_axis: str = "z") -> Stack:
+    """A folder's sections, read one by one, or any other stack that `limner.read` knows."""
+    axis = axis_number(section_axis, path)
+    if _is_folder(path):
+        files = list_sections(path)
+        names = tuple(file.name for file in files)
+        spacing = complete_spacing(load_section(files[0])[1], len(files))
+        source = Source("folder", path, files[0].suffix.lower(), names=names)
+        return Stack(names, source, spacing, (0.0, 0.0, 0.0), IDENTITY, lambda z: load_section(files[z])[0])
+    content = load(path).with_sections_first(axis)
+    names = tuple(str(z) for z in range(len(content.pixels)))
+    source = replace(content.source, file_spacing=content.spacing)
+    return Stack(names, source, content.spacing, content.origin, content.direction, lambda z: content.pixels[z])
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The sections of a stack whose membranes are traced.
+
+    Parameters
+    ----------
+    stack : tuple of str
+        Names of all sections of the stack.
+    sections : mapping of str to TracedSection
+        Those that are traced, by name.
+    values : tuple of int
+        Values that occur in their labels.
+    of_one_value : tuple of str
+        Names of sections whose labels hold one value alone, which traces nothing.
+    um_per_px : float
+        Pixel size that the images state, micrometres; NaN: none.
+    hashes : mapping of str to mapping of str to str
+        SHA-256 of every file read, by argument and name.
+    """
+
+    stack: tuple[str, ...]
+    sections: Mapping[str, TracedSection]
+    values: tuple[int, ...]
+    of_one_value: tuple[str, ...]
+    um_per_px: float
+    hashes: Mapping[str, Mapping[str, str]]
+
+
+def read_traced(images: Path, labels: Path, membrane_is: int = 0, section_axis: str = "z") -> Traced:
+    """Read the sections of `images` whose membranes are traced in `labels`.
+
+    Parameters
+    ----------
+    images : Path
+        As of `limner.read`; no spacing is needed.
+    labels : Path
+        A stack of the same shape; or, for a folder of images, a folder of labels with the same names. Membrane has one
+        value; all else is cells: one value for all, or an id each, and a line parts cells of two ids that touch.
+    membrane_is : int
+        The value of membrane.
+    section_axis : {'z', 'y', 'x', 'k', 'j', 'i'}
+        Axis along which sections run.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read, labels do not fit their image, no section is traced, or none holds membrane.
+    """
+    stack = open_stack(images, section_axis)
+    sections, values, of_one_value, files = {}, set[int](), [], []
+    for z, file, traced in _labels_of(labels, stack):
+        files.append(file.name)
+        present = np.unique(traced).tolist()
+        if len(present) == 1:
+            of_one_value.append(stack.names[z])
+            continue
+        image = stack[z][:, :]
+        _check_size(file, traced, stack.names[z], image)
+        values.update(present)
+        sections[stack.names[z]] = TracedSection(image, membrane_of_labels(traced, membrane_is))
+    _check_values(labels, values, membrane_is)
+    _, y, x = stack.spacing or (math.nan,) * 3
+    hashes = {
+        "images": _hashes(images, [*sections, *of_one_value]),
+        "labels": _hashes(labels, sorted(set(files))),
+    }
+    return Traced(stack.names, sections, tuple(sorted(values)), tuple(of_one_value), 1000 * math.sqrt(y * x), hashes)
+
+
+def membrane_of_labels(labels: Labels, membrane_is: int) -> NDArray[np.bool_]:
+    """Where membrane is: pixels of its value, and a line of one pixel where cells of two other values touch.
+
+    Examples
+    --------
+    >>> membrane_of_labels(np.array([[0, 0, 255, 0]]), membrane_is=255)
+    array([[False, False,  True, False]])
+    >>> membrane_of_labels(np.array([[4, 4, 7, 7, 0, 7]]), membrane_is=0)
+    array([[False,  True, False, False,  True, False]])
+    """
+    return ~cells_of_labels(np.where(labels == membrane_is, 0, labels.astype(np.int64) + 1))
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not is_ome_zarr(path)
+
+
+def _labels_of(path: Path, stack: Stack) -> Iterator[tuple[int, Path, Labels]]:
+    """Of every section that has labels its index, the file of its labels, and these, shape (Y, X)."""
+    if _is_folder(path) and stack.source.kind == "folder":
+        yield from _labels_of_files(path, stack)
+        return
+    shape = (len(stack), *stack[0].shape)
+    space = Space(shape, stack.spacing or ANY_SPACING, stack.origin, stack.direction)
+    like = Volume(np.broadcast_to(np.uint8(0), shape), space, stack.source)  # no pixel of it is looked at
+    found = read_labels(path, like, labelled=range(len(stack))).label_map.labels
+    yield from ((z, path, labels) for z, labels in enumerate(found))
+
+
+def _labels_of_files(folder: Path, stack: Stack) -> Iterator[tuple[int, Path, Labels]]:
+    index_of = {Path(name).stem: z for z, name in enumerate(stack.names)}
+    for file in list_sections(folder):
+        if file.stem not in index_of:
+            raise ValueError(
+                f"LABELS: {file} is named like no section of {stack.source.path}; name each label file like its image "
+                f"(the first is {stack.names[0]})"
+            )
+        yield index_of[file.stem], file, read_label_image(file)
+
+
+def _check_size(file: Path, labels: Labels, name: str, image: NDArray[Any]) -> None:
+    if labels.shape != image.shape:
+        raise ValueError(
+            f"LABELS: {file} has size {labels.shape}, its image {name} {image.shape} (y, x); give labels of the "
+            "image's size"
+        )
+
+
+def _check_values(path: Path, values: Collection[int], membrane_is: int) -> None:
+    """Two values have to name the membrane; cells that each have an id need not leave room between them."""
+    if not values:
+        raise ValueError(f"LABELS: every section of {path} holds one value alone; trace membranes on one at least")
+    if membrane_is not in values and (len(values) == 2 or membrane_is != 0):
+        found = " and ".join(map(str, sorted(values))) if len(values) == 2 else f"{len(values)} values"
+        raise ValueError(f"--membrane-is: {path} holds {found}, not {membrane_is}; give the value of membrane")
+
+
+def _hashes(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Of a folder those of the files of these names."""
+    return hash_inputs(path, names) if _is_folder(path) else hash_stack(path)
+
+
+def choose_sections(text: str, traced: Traced) -> list[str]:
+    """Names of traced sections from names of files, with or without ending, and numbers from 0, separated by commas.
+
+    Raises
+    ------
+    ValueError
+        If one is no section of the stack, or is not traced; the message names `--validation`.
+    """
+    names = dict.fromkeys(name for part in text.split(",") for name in _named(part.strip(), traced.stack))
+    for name in names:
+        if name not in traced.sections:
+            raise ValueError(f"--validation: section {name} is not traced; name sections that are")
+    return list(names)
+
+
+def _named(part: str, stack: Sequence[str]) -> list[str]:
+    """The sections that a number, a range of numbers, or a name means; what looks like a number is one."""
+    if re.fullmatch(r"[\d:-]+", part):
+        try:
+            indices = parse_indices(part)
+        except ValueError as error:
+            raise ValueError(f"--validation: {error}") from None
+        if indices[-1] >= len(stack):
+            raise ValueError(f"--validation: there is no section {indices[-1]}; IMAGES holds 0 to {len(stack) - 1}")
+        return [stack[z] for z in indices]
+    found = [name for name in stack if part in (name, Path(name).stem)]
+    if not found:
+        raise ValueError(
+            f"--validation: {part!r} is no section of IMAGES; give numbers from 0, or names (the first is {stack[0]})"
+        )
+    return found
