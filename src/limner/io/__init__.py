@@ -2,7 +2,8 @@
 
 `read` and `read_labels` take a folder of sections, a TIFF, an OME-Zarr, or a NIfTI, NRRD or MHA volume; `write_result`
 writes back in the same form. In memory sections lie along the first axis, lengths are mm, order z, y, x. Images too
-large for memory go through `open_slide`, `LabelStream` and `GeoJsonStream`, in pixels and micrometres.
+large for memory go through `open_slide`, `LabelStream` and `GeoJsonStream`, in pixels and micrometres; stacks too large
+for memory through `open_sections` and `write_sections`, section by section.
 """
 
 from limner.io.geojson import GeoJsonStream, rasterise, read_objects
@@ -12,7 +13,8 @@ from limner.io.labels import read_label_image, read_label_volume, read_labels
 from limner.io.ome_zarr import LabelStream, write_ome_zarr
 from limner.io.outlines import Outline, trace
 from limner.io.positions import read_positions
-from limner.io.results import write_result
+from limner.io.results import label_type, write_result, write_sections
+from limner.io.section_stack import Section, SectionStack, open_sections
 from limner.io.slide import Level, Slide, open_slide
 
 __all__ = [
@@ -20,11 +22,15 @@ __all__ = [
     "LabelStream",
     "Level",
     "Outline",
+    "Section",
+    "SectionStack",
     "Slide",
     "TableFormat",
     "default_colour",
     "default_table",
+    "label_type",
     "names_read",
+    "open_sections",
     "open_slide",
     "rasterise",
     "read",
@@ -37,5 +43,6 @@ __all__ = [
     "trace",
     "write_ome_zarr",
     "write_result",
+    "write_sections",
     "write_table",
 ]

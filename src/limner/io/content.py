@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,15 +47,68 @@ class Content:
 
     def with_sections_first(self, axis: int) -> Content:
         """The same content with index axis `axis` moved to the front; physical positions stay as they are."""
-        order = [axis, *(i for i in range(3) if i != axis)]
-        a, b, c = order
+        pixels = np.ascontiguousarray(np.moveaxis(self.pixels, axis, 0))
+        return replace(self.with_geometry_first(axis), pixels=pixels)
+
+    def with_geometry_first(self, axis: int) -> Content:
+        """The same with all but the pixels moved."""
+        a, b, c = [axis, *(i for i in range(3) if i != axis)]
         return replace(
             self,
-            pixels=np.ascontiguousarray(np.moveaxis(self.pixels, axis, 0)),
             spacing=None if self.spacing is None else (self.spacing[a], self.spacing[b], self.spacing[c]),
             direction=tuple((row[a], row[b], row[c]) for row in self.direction),
             source=replace(self.source, section_axis=axis),
         )
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Sections (Y, X) that are made one by one, once, in order: those of a file too large to be held in memory.
+
+    Parameters
+    ----------
+    sections : iterable of ndarray
+        Z sections, all of shape (Y, X) and type `dtype`.
+    shape : tuple of int
+        (Z, Y, X).
+    dtype : dtype
+        Of every section.
+    section_axis : {0, 1, 2}
+        Axis of the file's own (z, y, x) array along which the sections run.
+    """
+
+    sections: Iterable[NDArray[Any]]
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    section_axis: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all sections."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def file_shape(self) -> tuple[int, int, int]:
+        """Shape of the file's own array."""
+        lengths = list(self.shape[1:])
+        lengths.insert(self.section_axis, self.shape[0])
+        return lengths[0], lengths[1], lengths[2]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return iter(self.sections)
+
+    def slabs(self, depth: int) -> Iterator[NDArray[Any]]:
+        """Pieces of the file's own array, of `depth` sections each (the last may have fewer)."""
+        sections = iter(self)
+        for start in range(0, self.shape[0], depth):
+            slab = np.empty((min(depth, self.shape[0] - start), *self.shape[1:]), self.dtype)
+            for i in range(len(slab)):
+                slab[i] = next(sections)
+            yield np.moveaxis(slab, 0, self.section_axis)
+
+    def whole(self) -> NDArray[Any]:
+        """The file's own array, all of it in memory."""
+        return next(self.slabs(self.shape[0]))
 
 
 def unreadable(path: Path, reason: object) -> ValueError:
@@ -99,12 +153,23 @@ def without_alpha(pixels: NDArray[Any], path: Path) -> NDArray[Any]:
     raise ValueError(f"read(): {path} has {channels} channels; give grey (1) or RGB (3)")
 
 
+def check_finite(section: NDArray[Any], name: str | int, path: Path) -> None:
+    """Raise `ValueError` where a section, or a part of it, holds NaN or infinity."""
+    if section.dtype.kind == "f" and not np.isfinite(section).all():
+        raise ValueError(f"read(): section {name} of {path} holds NaN or infinity; replace these pixels, with 0 say")
+
+
 def real_pixels(pixels: NDArray[Any], path: Path) -> NDArray[Any]:
     """Native byte order; bool becomes uint8 (0, 1) and float16 float32; complex pixels raise `ValueError`."""
-    if pixels.dtype == bool:
-        return pixels.astype(np.uint8)
-    if pixels.dtype == np.float16:
-        return pixels.astype(np.float32)
-    if pixels.dtype.kind not in "iuf":
-        raise ValueError(f"read(): {path} has pixels of type {pixels.dtype}; give integers or floating point numbers")
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    return pixels.astype(type_in_memory(pixels.dtype, path), copy=False)
+
+
+def type_in_memory(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
+    """Type that `real_pixels` gives to pixels of a file's `dtype`."""
+    if dtype.kind == "b":
+        return np.dtype(np.uint8)
+    if dtype == np.float16:
+        return np.dtype(np.float32)
+    if dtype.kind not in "iuf":
+        raise ValueError(f"read(): {path} has pixels of type {dtype}; give integers or floating point numbers")
+    return dtype.newbyteorder("=")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from limner.io.content import Content, Triple
+from limner.io.content import Content, Triple, check_finite
 from limner.io.ome_zarr import is_ome_zarr, load_ome_zarr
 from limner.io.positions import read_positions
 from limner.io.sections import list_sections, load_folder
@@ -155,15 +153,6 @@ def space_of(content: Content, spacing: Triple | None) -> Space:
 
 
 def _check_finite(path: Path, content: Content) -> None:
-    if content.pixels.dtype.kind != "f":
-        return
-    for i, section in enumerate(content.pixels):
-        if not _finite(section):
-            name = content.source.names[i] if content.source.names else i
-            raise ValueError(
-                f"read(): section {name} of {path} holds NaN or infinity; replace these pixels, with 0 say"
-            )
-
-
-def _finite(section: NDArray[Any]) -> bool:
-    return bool(np.isfinite(section).all())
+    names: Sequence[str | int] = content.source.names or range(len(content.pixels))
+    for name, section in zip(names, content.pixels, strict=True):
+        check_finite(section, name, path)

@@ -21,7 +21,7 @@ from numcodecs import Zlib
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from limner.io.content import Content, PartialSpacing, Triple, complete_spacing, reading, real_pixels
+from limner.io.content import Content, Pages, PartialSpacing, Triple, complete_spacing, reading, real_pixels
 from limner.io.tiff import MM_PER_UNIT
 from limner.volume import Label, LabelMap, LabelTable, Source, Volume
 
@@ -58,6 +58,11 @@ class Multiscales:
     origin: Triple
     version: str
     image_label: Mapping[str, Any]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Length of the finest level along each axis."""
+        return dict(zip(self.axes, self.arrays[0].shape, strict=True))
 
 
 def is_ome_zarr(path: Path) -> bool:
@@ -124,19 +129,30 @@ def load_ome_zarr(path: Path, labels: bool = False) -> Content:
     """
     opened = open_multiscales(path, labels)
     array, axes = opened.arrays[0], opened.axes
-    lengths = dict(zip(axes, array.shape, strict=True))
-    if lengths.get("t", 1) != 1 or lengths.get("c", 1) not in (1, 3) or set(axes) - set("tczyx"):
-        raise ValueError(
-            f"read(): {path} has axes {axes} of lengths {array.shape}; give one time point, grey (1) or RGB (3)"
-        )
+    lengths = opened.lengths
+    check_one_image(path, opened)
     with reading(path):
         pixels = np.asarray(array[...])
     kept = [a for a in axes if a in "zyx" or (a == "c" and lengths["c"] == 3)]
     pixels = pixels.reshape([lengths[a] for a in kept]).transpose([kept.index(a) for a in "zyxc" if a in kept])
     pixels = pixels if "z" in kept else pixels[np.newaxis]
-    extension = ".ome.zarr" if path.name.lower().endswith(".ome.zarr") else ".zarr"
     spacing = complete_spacing(opened.spacings[0], pixels.shape[0])
-    return Content(real_pixels(pixels, path), spacing, Source("ome-zarr", path, extension), opened.origin)
+    return Content(real_pixels(pixels, path), spacing, ome_zarr_source(path), opened.origin)
+
+
+def check_one_image(path: Path, opened: Multiscales) -> None:
+    """Raise `ValueError` where there are time points, or other than 1 or 3 channels."""
+    lengths = opened.lengths
+    if lengths.get("t", 1) != 1 or lengths.get("c", 1) not in (1, 3) or set(opened.axes) - set("tczyx"):
+        raise ValueError(
+            f"read(): {path} has axes {opened.axes} of lengths {opened.arrays[0].shape}; give one time point, grey (1) "
+            "or RGB (3)"
+        )
+
+
+def ome_zarr_source(path: Path) -> Source:
+    """The form of an OME-Zarr."""
+    return Source("ome-zarr", path, ".ome.zarr" if path.name.lower().endswith(".ome.zarr") else ".zarr")
 
 
 def ome_zarr_table(path: Path) -> dict[int, Label]:
@@ -200,25 +216,31 @@ def write_ome_zarr(path: str | Path, content: Volume | LabelMap, version: NgffVe
 
 def save_ome_zarr(
     path: Path,
-    pixels: NDArray[Any],
-    spacing: Triple,
+    pixels: NDArray[Any] | Pages,
+    spacing: Triple | None,
     origin: Triple = (0.0, 0.0, 0.0),
     *,
     version: NgffVersion = "0.5",
     table: LabelTable | None = None,
     name: str = "image",
 ) -> None:
-    """Write pixels (Z, Y, X) or (Z, Y, X, 3); labels where a `table` is given, be it empty. Lengths are mm."""
-    colour = pixels.ndim == 4
-    ordered = np.moveaxis(pixels, -1, 0) if colour else pixels
-    axes = "czyx" if colour else "zyx"
-    if pixels.shape[0] == 1:
-        ordered, axes = ordered[:, 0] if colour else ordered[0], axes.replace("z", "")
+    """Write pixels (Z, Y, X) or (Z, Y, X, 3); labels where a `table` is given, be it empty. Lengths are mm.
+
+    Of `Pages` no more are in memory than a chunk is deep.
+    """
+    colour = len(pixels.shape) == 4
+    shape = pixels.file_shape if isinstance(pixels, Pages) else pixels.shape[:3]
+    axes = "c" * colour + ("zyx" if shape[0] > 1 else "yx")
     group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
-    array = _create_array(group, "0", ordered.shape, ordered.dtype, axes)
-    _copy_by_chunks(ordered, array)
+    array = _create_array(group, "0", (*(3,) * colour, *shape[-len(axes) + colour :]), pixels.dtype, axes)
+    if isinstance(pixels, Pages):
+        _copy_by_slabs(pixels, array)
+    else:
+        _copy_by_chunks((np.moveaxis(pixels, -1, 0) if colour else pixels).reshape(array.shape), array)
     levels = _build_pyramid(group, axes, _mode_2x2 if table is not None else _mean_2x2)
-    metadata: dict[str, Any] = {"multiscales": [_multiscales_metadata(name, axes, levels, spacing, origin)]}
+    metadata: dict[str, Any] = {
+        "multiscales": [_multiscales_metadata(name, axes, levels, spacing or (0.0, 0.0, 0.0), origin)]
+    }
     if table is not None:
         metadata["image-label"] = _image_label_metadata(table, path, version)
     elif colour:
@@ -420,6 +442,19 @@ def _create_array(
 def _copy_by_chunks(pixels: NDArray[Any], array: zarr.Array[Any]) -> None:
     for region in _regions(array.shape, array.chunks):
         array[region] = pixels[region]
+
+
+def _copy_by_slabs(pages: Pages, array: zarr.Array[Any]) -> None:
+    """Slabs as deep as the chunks along the sections' axis, so that each chunk is written once."""
+    axis = pages.section_axis + len(array.shape) - 3  # of a single section the array has no z
+    depth = array.chunks[axis] if axis >= 0 else 1
+    region = [slice(None)] * len(array.shape)
+    start = 0
+    for slab in pages.slabs(depth):
+        if axis >= 0:
+            region[axis] = slice(start, start + slab.shape[pages.section_axis])
+        array[tuple(region)] = slab if len(array.shape) == 3 else slab[0]
+        start += depth
 
 
 def _regions(shape: tuple[int, ...], step: tuple[int, ...]) -> list[tuple[slice, ...]]:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from limner.io.content import Pages, Triple
 from limner.io.ome_zarr import ome_zarr_version, save_ome_zarr
+from limner.io.section_stack import SectionStack
 from limner.io.sections import centre_slices
 from limner.io.tiff import OME_TIFF_ENDINGS, save_ome_tiff, save_tiff
 from limner.io.volumes import save_volume
 from limner.space import Space
 from limner.volume import LabelTable, MadeSections, Source, Volume
 
+LABEL_TYPES = (np.uint8, np.uint16, np.uint32)
 # Formats of two files are written as one.
 SINGLE_FILE_ENDINGS = {".mhd": ".mha", ".nhdr": ".nrrd"}
 
@@ -77,19 +82,166 @@ def write_result(
     if not isinstance(pixels, MadeSections):
         pixels = _for_files(pixels)
     folder.mkdir(parents=True, exist_ok=True)
-    if source.kind == "folder":  # its sections are written one by one: those of a map are made then
-        return _write_folder(_target(folder, stem, source), pixels, like.space, source)
-    pixels = np.asarray(pixels)
-    target = _target(folder, stem + SINGLE_FILE_ENDINGS.get(source.extension, source.extension), source)
-    pixels, space = _in_file_order(pixels, like.space, source)
-    if source.kind == "ome-zarr":
-        _write_zarr(target, pixels, space, source, table)
-    elif source.extension in OME_TIFF_ENDINGS:
-        _write_complete(target, lambda path: save_ome_tiff(path, pixels, space.spacing))
-    elif source.kind == "tiff":
-        _write_complete(target, lambda path: save_tiff(path, pixels, space.spacing))
+    geometry = _Geometry(like.space.spacing, like.space.origin, like.space.direction)
+    if source.kind == "folder":
+        own = (s[centre_slices(size, s.shape)] for s, size in zip(pixels, source.sizes, strict=True))
+        return _write_folder(_target(folder, stem, source), own, pixels.dtype, geometry.spacing, source)
+    if isinstance(pixels, MadeSections):
+        pages: NDArray[Any] | Pages = Pages(pixels, pixels.shape, pixels.dtype, source.section_axis)
     else:
-        _write_complete(target, lambda path: save_volume(path, pixels, space, source.in_microns))
+        pages = np.moveaxis(pixels, 0, source.section_axis)
+    return _write_file(folder, stem, pages, geometry, source, table)
+
+
+def write_sections(
+    folder: str | Path,
+    stem: str,
+    sections: Iterable[NDArray[Any]] | Callable[[int], NDArray[Any]],
+    stack: SectionStack,
+    dtype: DTypeLike,
+) -> Path:
+    """Write a map of numbers or labels section by section, in the form of the stack they belong to.
+
+    One section is in memory at a time; for an OME-Zarr as many as its chunks are deep. The whole result is in memory
+    for NIfTI, NRRD and MHA, and for a TIFF that is cut along y or x.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where to write; made if missing.
+    stem : str
+        Name of the result without ending.
+    sections : iterable of ndarray, or callable
+        Shape (Y, X) of each section of `stack`, in order; or a function from its index, called once for each.
+    stack : SectionStack
+        Its form and geometry are those of the result, as of `write_result`: of a folder comes a folder with one file a
+        section, of its own size (PNG for labels up to 65535, else TIFF).
+    dtype : dtype
+        float32 for numbers; uint8, uint16 or uint32 for labels, such as `label_type` gives.
+
+    Returns
+    -------
+    Path
+        The file or folder written. An earlier result of the same name is replaced once the new one is complete; after
+        an error nothing is left behind.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer sections than the stack has, one has another shape, labels are no integers or do not
+        fit `dtype`, or the result would replace the stack itself.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import tifffile
+    >>> from limner.io.section_stack import open_sections
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tifffile.imwrite(f"{folder}/a.tif", np.zeros((3, 4, 5), np.uint8), photometric="minisblack")
+    ...     stack = open_sections(f"{folder}/a.tif")
+    ...     path = write_sections(folder, "inverse", (255 - s[:, :] for s in stack), stack, np.uint8)
+    ...     path.name, tifffile.imread(path).shape
+    ('inverse.tif', (3, 4, 5))
+    """
+    folder, source, kind = Path(folder), stack.source, np.dtype(dtype)
+    if kind not in (np.float32, *LABEL_TYPES):
+        raise ValueError(f"write_sections(): dtype is {kind}; give float32, uint8, uint16 or uint32")
+    given = map(sections, range(len(stack))) if callable(sections) else iter(sections)
+    checked = _checked(given, stack, kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.kind == "folder":
+        return _write_folder(_target(folder, stem, source), checked, kind, stack.spacing, source)
+    pages = Pages(checked, (len(stack), *stack[0].shape), kind, source.section_axis)
+    return _write_file(folder, stem, pages, _Geometry(stack.spacing, stack.origin, stack.direction), source, None)
+
+
+def label_type(largest: int) -> np.dtype[Any]:
+    """The smallest of uint8, uint16 and uint32 that holds labels up to `largest`.
+
+    Examples
+    --------
+    >>> label_type(255), label_type(256)
+    (dtype('uint8'), dtype('uint16'))
+    """
+    for dtype in LABEL_TYPES:
+        if largest <= np.iinfo(dtype).max:
+            return np.dtype(dtype)
+    raise ValueError(f"label_type(): the largest label is {largest}; files hold up to {np.iinfo(np.uint32).max}")
+
+
+def _checked(given: Iterator[NDArray[Any]], stack: SectionStack, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+    """The sections in the type of the file, as many as the stack has."""
+    for z, own in enumerate(stack):
+        section = next(given, None)
+        if section is None:
+            raise ValueError(f"write_sections(): {z} sections are given, the stack has {len(stack)}; give one each")
+        if section.shape != own.shape:
+            raise ValueError(
+                f"write_sections(): section {own.name} has shape {section.shape}, in the stack {own.shape}; give "
+                "both on one grid (y, x)"
+            )
+        if dtype.kind == "u":
+            _check_labels(section, own.name, dtype)
+        # Whoever writes takes no more than it needs, so what is too much must show before the last is handed over.
+        if z == len(stack) - 1 and next(given, None) is not None:
+            raise ValueError(
+                f"write_sections(): there are more sections than the stack's {len(stack)}; give one for each"
+            )
+        yield section.astype(dtype, copy=False)
+
+
+def _check_labels(section: NDArray[Any], name: str, dtype: np.dtype[Any]) -> None:
+    largest = np.iinfo(dtype).max
+    if section.dtype.kind not in "bui" or (section.size and not 0 <= section.min() <= section.max() <= largest):
+        raise ValueError(
+            f"write_sections(): section {name} holds {section.dtype} from {section.min()} to {section.max()}; give "
+            f"integers from 0 to {largest}"
+        )
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Where the pixels lie, in memory's order of axes; the spacing is None where nobody stated it."""
+
+    spacing: Triple | None
+    origin: Triple
+    direction: tuple[Triple, ...]
+
+    def in_file_order(self, section_axis: int) -> _Geometry:
+        """With the section axis where the file has it; the inverse of `Content.with_sections_first`."""
+        order = [1, 2]
+        order.insert(section_axis, 0)
+        a, b, c = order
+        spacing = None if self.spacing is None else (self.spacing[a], self.spacing[b], self.spacing[c])
+        return _Geometry(spacing, self.origin, tuple((row[a], row[b], row[c]) for row in self.direction))
+
+
+def _write_file(
+    folder: Path,
+    stem: str,
+    pages: NDArray[Any] | Pages,
+    geometry: _Geometry,
+    source: Source,
+    table: LabelTable | None,
+) -> Path:
+    """One file or OME-Zarr of pixels in the file's own order of axes."""
+    target = _target(folder, stem + SINGLE_FILE_ENDINGS.get(source.extension, source.extension), source)
+    placed = geometry.in_file_order(source.section_axis)
+    if source.kind == "ome-zarr":
+        _write_zarr(target, pages, placed, source, table)
+        return target
+    by_page = source.kind == "tiff" and source.section_axis == 0
+    pixels = pages if by_page or not isinstance(pages, Pages) else pages.whole()
+    if source.extension in OME_TIFF_ENDINGS:
+        _write_complete(target, lambda path: save_ome_tiff(path, pixels, placed.spacing))
+    elif source.kind == "tiff":
+        _write_complete(target, lambda path: save_tiff(path, pixels, placed.spacing))
+    else:
+        whole, bare = np.asarray(pixels), placed.spacing is None
+        space = Space(
+            (len(whole), *whole.shape[1:]), placed.spacing or (1.0, 1.0, 1.0), placed.origin, placed.direction
+        )
+        _write_complete(target, lambda path: save_volume(path, whole, space, source.in_microns, bare))
     return target
 
 
@@ -97,10 +249,9 @@ def _for_files(pixels: NDArray[Any]) -> NDArray[Any]:
     if pixels.dtype.kind == "f":
         return pixels.astype(np.float32, copy=False)
     lowest, highest = (int(pixels.min()), int(pixels.max())) if pixels.size else (0, 0)
-    for dtype in (np.uint8, np.uint16, np.uint32):
-        if lowest >= 0 and highest <= np.iinfo(dtype).max:
-            return pixels.astype(dtype, copy=False)
-    raise ValueError(f"write_result(): pixels range from {lowest} to {highest}; give integers from 0 to 4294967295")
+    if lowest < 0 or highest > np.iinfo(np.uint32).max:
+        raise ValueError(f"write_result(): pixels range from {lowest} to {highest}; give integers from 0 to 4294967295")
+    return pixels.astype(label_type(highest), copy=False)
 
 
 def _target(folder: Path, name: str, source: Source) -> Path:
@@ -108,21 +259,6 @@ def _target(folder: Path, name: str, source: Source) -> Path:
     if target.exists() and source.path.exists() and target.samefile(source.path):
         raise ValueError(f"write_result(): {target} is the stack itself; give another folder")
     return target
-
-
-def _in_file_order(pixels: NDArray[Any], space: Space, source: Source) -> tuple[NDArray[Any], Space]:
-    """Move the section axis back to where the file has it; the inverse of `Content.with_sections_first`."""
-    axis = source.section_axis
-    order = [1, 2]
-    order.insert(axis, 0)
-    a, b, c = order
-    moved = np.moveaxis(pixels, 0, axis)
-    return moved, Space(
-        shape=(moved.shape[0], moved.shape[1], moved.shape[2]),
-        spacing=(space.spacing[a], space.spacing[b], space.spacing[c]),
-        origin=space.origin,
-        direction=tuple((row[a], row[b], row[c]) for row in space.direction),
-    )
 
 
 def _write_complete(target: Path, write: Callable[[Path], None]) -> None:
@@ -135,36 +271,49 @@ def _write_complete(target: Path, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _write_zarr(target: Path, pixels: NDArray[Any], space: Space, source: Source, table: LabelTable | None) -> None:
+def _write_zarr(
+    target: Path, pixels: NDArray[Any] | Pages, placed: _Geometry, source: Source, table: LabelTable | None
+) -> None:
     """Integers are labels, with or without names. An earlier result makes way when the new one is complete."""
-    partial, earlier = (target.with_name(f".{word}-{target.name}") for word in ("partial", "earlier"))
-    shutil.rmtree(partial, ignore_errors=True)
     labels = (table or {}) if pixels.dtype.kind in "iu" else None
     version = ome_zarr_version(source.path)
     name = target.name.removesuffix(source.extension)
-    save_ome_zarr(partial, pixels, space.spacing, space.origin, version=version, table=labels, name=name)
-    if target.exists():
-        shutil.rmtree(earlier, ignore_errors=True)
-        target.replace(earlier)
-    partial.replace(target)
+    earlier = target.with_name(f".earlier-{target.name}")
+    with _partial_folder(target) as partial:
+        save_ome_zarr(partial, pixels, placed.spacing, placed.origin, version=version, table=labels, name=name)
+        if target.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+            target.replace(earlier)
+        partial.replace(target)
     shutil.rmtree(earlier, ignore_errors=True)
 
 
-def _write_folder(target: Path, pixels: NDArray[Any] | MadeSections, space: Space, source: Source) -> Path:
-    """One file a section, cropped to the section's own size."""
+def _write_folder(
+    target: Path, sections: Iterable[NDArray[Any]], dtype: np.dtype[Any], spacing: Triple | None, source: Source
+) -> Path:
+    """One file a section, of its own size."""
+    as_png = dtype in (np.uint8, np.uint16)
+    with _partial_folder(target) as partial:
+        partial.mkdir()
+        for name, section in zip(source.names, sections, strict=True):
+            file = partial / f"{Path(name).stem}{'.png' if as_png else '.tif'}"
+            if as_png:
+                iio.imwrite(file, section, plugin="pillow")
+            else:
+                save_tiff(file, section, spacing)
+        _move_into_place(partial, target)
+    return target
+
+
+@contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    """A hidden name beside `target` for a folder to be made and renamed; what is left there goes."""
     partial = target.with_name(f".partial-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    as_png = pixels.dtype in (np.uint8, np.uint16)
-    for name, size, section in zip(source.names, source.sizes, pixels, strict=True):
-        own = section[centre_slices(size, section.shape)]
-        file = partial / f"{Path(name).stem}{'.png' if as_png else '.tif'}"
-        if as_png:
-            iio.imwrite(file, own, plugin="pillow")
-        else:
-            save_tiff(file, own, space.spacing)
-    _move_into_place(partial, target)
-    return target
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _move_into_place(partial: Path, target: Path) -> None:

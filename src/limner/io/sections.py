@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from limner.io.content import (
     complete_spacing,
     reading,
     real_pixels,
+    type_in_memory,
     without_alpha,
 )
-from limner.io.tiff import load_pages
+from limner.io.tiff import load_pages, open_pages
 from limner.volume import Source
 
 SECTION_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -104,15 +106,45 @@ def load_section(file: Path, labels: bool = False) -> tuple[NDArray[Any], Partia
     """One section, (Y, X) or (Y, X, 3), with the spacings its metadata state."""
     if file.suffix.lower() in (".tif", ".tiff"):
         pages, spacing = load_pages(file, labels)
-        if len(pages) > 1:
-            raise ValueError(
-                f"read(): {file} holds {len(pages)} pages in a folder of sections; give the file itself as the stack, "
-                "or one page a file"
-            )
+        _check_one_page(file, len(pages))
         return pages[0], spacing
     with reading(file):
         pixels = _load_png_or_jpeg(file, labels)
     return real_pixels(without_alpha(pixels, file) if pixels.ndim == 3 else pixels, file), (None, None, None)
+
+
+@dataclass(frozen=True)
+class SectionHeader:
+    """What the file of a section says before its pixels are decoded.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X).
+    dtype : dtype
+        Of its pixels in memory.
+    spacing : tuple of (float or None)
+        Along z, y, x in mm.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    spacing: PartialSpacing
+
+
+def section_header(file: Path) -> SectionHeader:
+    """Size and type of a section without decoding it; errors as of `load_section`, where the header shows them."""
+    if file.suffix.lower() in (".tif", ".tiff"):
+        with open_pages(file) as pages:
+            lengths = dict(zip(pages.axes, pages.shape, strict=True))
+            _check_one_page(file, lengths.get("Z", 1))
+            return SectionHeader((lengths["Y"], lengths["X"]), pages.dtype_in_memory(file), pages.spacing)
+    with reading(file), file.open("rb") as opened:
+        start = opened.read(26)
+        found = iio.improps(file, plugin="pillow", index=0)
+        dtype = np.dtype(np.uint16) if _is_deep_png(start) else found.dtype
+    height, width = found.shape[:2]
+    return SectionHeader((height, width), type_in_memory(dtype, file), (None, None, None))
 
 
 def border_median(section: NDArray[Any]) -> NDArray[Any]:
@@ -142,14 +174,28 @@ def centre_slices(size: tuple[int, ...], canvas: tuple[int, ...]) -> tuple[slice
     return slice(y, y + size[0]), slice(x, x + size[1])
 
 
+def _check_one_page(file: Path, n_pages: int) -> None:
+    if n_pages > 1:
+        raise ValueError(
+            f"read(): {file} holds {n_pages} pages in a folder of sections; give the file itself as the stack, "
+            "or one page a file"
+        )
+
+
+def _is_deep_png(start: bytes) -> bool:
+    """Whether a file begins like a PNG of 16-bit colours, which Pillow would cut to 8 bit.
+
+    In a PNG header, byte 24 is the bits a sample, byte 25 the colour type: 0 grey, 2 RGB, 3 palette, 4 and 6 alpha.
+    """
+    return start.startswith(b"\x89PNG") and start[24:25] == b"\x10" and start[25:26] != b"\x00"
+
+
 def _load_png_or_jpeg(file: Path, labels: bool) -> NDArray[Any]:
     encoded = file.read_bytes()
-    header = encoded[:26].ljust(26)
-    is_png = header.startswith(b"\x89PNG")
-    # In a PNG header, byte 24 is the bits a sample, byte 25 the colour type: 0 grey, 2 RGB, 3 palette, 4 and 6 alpha.
-    if is_png and header[24] == 16 and header[25] != 0:
-        return np.asarray(imagecodecs.png_decode(encoded))  # Pillow would cut it to 8 bit
-    keep_indices = labels and is_png and header[25] == 3
+    is_png = encoded.startswith(b"\x89PNG")
+    if _is_deep_png(encoded[:26]):
+        return np.asarray(imagecodecs.png_decode(encoded))
+    keep_indices = labels and is_png and encoded[25:26] == b"\x03"
     pixels = iio.imread(encoded, plugin="pillow", index=0, mode="P" if keep_indices else None)
     if pixels.shape[-1:] == (4,) and not is_png:
         raise ValueError("it holds CMYK colours; export it as RGB or grey")
@@ -163,11 +209,17 @@ def _check_alike(
     labels: bool,
 ) -> None:
     first = sections[0]
-    for file, section, spacing in zip(files, sections, spacings, strict=True):
+    for file, section in zip(files, sections, strict=True):
         if section.ndim != first.ndim or (section.dtype != first.dtype and not labels):
             raise ValueError(
                 f"read(): {file} is {_kind(section)}, but {files[0].name} is {_kind(first)}; export all sections alike"
             )
+    check_spacings(files, spacings)
+
+
+def check_spacings(files: list[Path], spacings: list[PartialSpacing]) -> None:
+    """Raise `ValueError` where a section states another spacing than the first."""
+    for file, spacing in zip(files, spacings, strict=True):
         # None becomes NaN.
         stated, expected = np.array(spacing, dtype=float), np.array(spacings[0], dtype=float)
         if not np.allclose(stated, expected, rtol=1e-3, atol=0, equal_nan=True):

@@ -1,7 +1,6 @@
 """Slides in TIFF: SVS, NDPI, OME-TIFF and other tiled TIFF, of which only the tiles touched are read and decoded.
 
-tifffile knows the dialects, among them NDPI's one huge JPEG a level, which its restart markers cut into tiles. It would
-also read regions, through zarr; reading the tiles here is as short, and safe where several threads read at once.
+tifffile knows the dialects, among them NDPI's one huge JPEG a level, which its restart markers cut into tiles.
 """
 
 from __future__ import annotations
@@ -9,20 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from limner.io.content import reading, unreadable
+from limner.io.content import unreadable
 from limner.io.tiff import damage_raises, ome_spacing
+from limner.io.tiff_planes import plane_of, read_plane
 
 # Above this a resolution tag describes printing (72 to 600 dpi are 353 to 42 um), not tissue.
 LARGEST_UM_PER_PX = 20.0
-JPEG_CODES = (6, 7, 33007, 34892)  # compressions whose tiles share tables or a header
 UM_PER_RESOLUTION_UNIT = {2: 25400.0, 3: 10000.0}  # inch, centimetre
 
 ReadRegion = Callable[[int, int, int, int], NDArray[Any]]
@@ -39,21 +37,6 @@ class RawLevel:
     channels: int
     dtype: np.dtype[Any]
     read: ReadRegion
-
-
-@dataclass(frozen=True)
-class _Plane:
-    """What is needed to read tiles (or strips) of one page once the file is closed."""
-
-    path: Path
-    size: tuple[int, int]
-    samples: int
-    dtype: np.dtype[Any]
-    tile: tuple[int, int]
-    separate: bool
-    offsets: tuple[int, ...]
-    n_bytes: tuple[int, ...]
-    decode: Callable[[bytes, int], NDArray[Any] | None]
 
 
 def open_tiff_levels(path: Path) -> tuple[list[RawLevel], tuple[float, float] | None]:
@@ -113,13 +96,14 @@ def _raw_level(path: Path, series: tifffile.TiffPageSeries) -> RawLevel:
     lengths = dict(zip(series.axes, series.shape, strict=True))
     if any(n > 1 for axis, n in lengths.items() if axis not in "YXSC"):
         raise ValueError(f"open_slide(): {path} is a stack (axes {series.axes}); give one plane, or use read()")
-    planes = [_plane(path, p) for p in series.pages if p is not None]
+    planes = [plane_of(path, p) for p in series.pages if p is not None]
     palette = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
+    white = np.iinfo(planes[0].dtype).max if planes[0].dtype.kind == "u" else 0  # the glass around what was scanned
     inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
 
     def read(y0: int, y1: int, x0: int, x1: int) -> NDArray[Any]:
         try:
-            parts = [_read_plane(plane, (y0, y1, x0, x1)) for plane in planes]
+            parts = [read_plane(plane, (y0, y1, x0, x1), white) for plane in planes]
         except (OSError, ArithmeticError) as error:
             raise unreadable(path, error) from None
         pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
@@ -130,70 +114,6 @@ def _raw_level(path: Path, series: tifffile.TiffPageSeries) -> RawLevel:
     channels = 3 if palette is not None else sum(plane.samples for plane in planes)
     dtype = np.dtype(np.uint8) if palette is not None else planes[0].dtype
     return RawLevel(_size(series), channels, dtype, read)
-
-
-def _plane(path: Path, page: tifffile.TiffPage | tifffile.TiffFrame) -> _Plane:
-    keyframe = page.keyframe
-    if keyframe is None or keyframe.dtype is None:
-        raise ValueError(f"open_slide(): {path} holds pixels of an unknown type; export it as 8- or 16-bit integers")
-    size, samples = (keyframe.imagelength, keyframe.imagewidth), keyframe.samplesperpixel
-    strip = (min(keyframe.rowsperstrip, size[0]), size[1])
-    decode = keyframe.decode
-    tables: dict[str, Any] = {}
-    if keyframe.compression in JPEG_CODES:
-        tables = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
-
-    def decode_tile(data: bytes, index: int) -> NDArray[Any] | None:
-        decoded = decode(data, index, **tables)[0]
-        return None if decoded is None else decoded[0]
-
-    return _Plane(
-        path,
-        size,
-        samples,
-        np.dtype(keyframe.dtype).newbyteorder("="),
-        (keyframe.tilelength, keyframe.tilewidth) if keyframe.is_tiled else strip,
-        keyframe.planarconfig == tifffile.PLANARCONFIG.SEPARATE and samples > 1,
-        tuple(page.dataoffsets),
-        tuple(page.databytecounts),
-        decode_tile,
-    )
-
-
-def _read_plane(plane: _Plane, region: tuple[int, int, int, int]) -> NDArray[Any]:
-    """A region (y0, y1, x0, x1) of one page, (y, x, samples), from the tiles it touches; absent tiles are white."""
-    y0, y1, x0, x1 = region
-    (tile_y, tile_x), (height, width) = plane.tile, plane.size
-    grid_y, grid_x = -(-height // tile_y), -(-width // tile_x)
-    pixels = np.empty((y1 - y0, x1 - x0, plane.samples), plane.dtype)
-    pixels[...] = np.iinfo(plane.dtype).max if plane.dtype.kind == "u" else 0
-    rows, columns = range(y0 // tile_y, -(-y1 // tile_y)), range(x0 // tile_x, -(-x1 // tile_x))
-    with plane.path.open("rb") as file:
-        for s, row, column in product(range(plane.samples if plane.separate else 1), rows, columns):
-            tile = _tile(plane, file, (s * grid_y + row) * grid_x + column)
-            if tile is None:
-                continue
-            top, left = row * tile_y, column * tile_x
-            a0, a1 = max(y0, top), min(y1, top + tile.shape[0])
-            b0, b1 = max(x0, left), min(x1, left + tile.shape[1])
-            samples = slice(s, s + 1) if plane.separate else slice(None)
-            pixels[a0 - y0 : a1 - y0, b0 - x0 : b1 - x0, samples] = tile[a0 - top : a1 - top, b0 - left : b1 - left]
-    return pixels
-
-
-def _tile(plane: _Plane, file: BinaryIO, index: int) -> NDArray[Any] | None:
-    """Tile or strip `index` as (y, x, samples); None where the file leaves it out."""
-    if index >= min(len(plane.n_bytes), len(plane.offsets)):
-        raise unreadable(plane.path, f"it has no tile {index}, which its size asks for")
-    n_bytes = plane.n_bytes[index]
-    if n_bytes == 0:
-        return None
-    file.seek(plane.offsets[index])
-    data = file.read(n_bytes)
-    if len(data) < n_bytes:
-        raise unreadable(plane.path, f"tile {index} has {len(data)} of {n_bytes} bytes")
-    with reading(plane.path):
-        return plane.decode(data, index)
 
 
 def _um_per_px(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> tuple[float, float] | None:

@@ -6,9 +6,12 @@ Plain resolution tags (72 or 96 dpi, say) describe printing, not tissue, and nev
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,11 +21,13 @@ from numpy.typing import NDArray
 
 from limner.io.content import (
     Content,
+    Pages,
     PartialSpacing,
     Triple,
     complete_spacing,
     reading,
     real_pixels,
+    type_in_memory,
     unreadable,
     without_alpha,
 )
@@ -52,6 +57,35 @@ IMAGEJ_TYPES = (np.uint8, np.uint16, np.float32)
 IMAGEJ_LARGEST_BYTES = 2**32 - 2**26
 
 
+@dataclass(frozen=True)
+class OpenPages:
+    """A TIFF that is open, and how its pages are to be taken.
+
+    Parameters
+    ----------
+    series : list of tifffile.TiffPageSeries
+        One, or one a section.
+    axes : str
+        Of all series together: Y and X, perhaps Z (sections) and S (samples, channels), in the file's order.
+    shape : tuple of int
+        Lengths along `axes`.
+    palette : ndarray or None
+        Shape (3, n), uint16; None where the pixels are to be taken as they are.
+    spacing : tuple of (float or None)
+        Along z, y, x in mm.
+    """
+
+    series: list[tifffile.TiffPageSeries]
+    axes: str
+    shape: tuple[int, ...]
+    palette: NDArray[np.uint16] | None
+    spacing: PartialSpacing
+
+    def dtype_in_memory(self, path: Path) -> np.dtype[Any]:
+        """Type of the pixels once they are read from `path`."""
+        return np.dtype(np.uint8) if self.palette is not None else type_in_memory(self.series[0].dtype, path)
+
+
 def load_tiff(path: Path, labels: bool = False) -> Content:
     """Read a TIFF stack, or a single page as one section.
 
@@ -74,14 +108,28 @@ def load_tiff(path: Path, labels: bool = False) -> Content:
         If the file is damaged, or holds time points, other than 1 or 3 channels, or pages of different shapes.
     """
     pixels, partial = load_pages(path, labels)
-    spacing = complete_spacing(partial, pixels.shape[0])
+    return Content(pixels, complete_spacing(partial, pixels.shape[0]), tiff_source(path))
+
+
+def tiff_source(path: Path) -> Source:
+    """The form of a TIFF; an OME-TIFF has the ending ``.ome.tif``."""
     name = path.name.lower()
-    extension = next((e for e in OME_TIFF_ENDINGS if name.endswith(e)), path.suffix.lower())
-    return Content(pixels, spacing, Source("tiff", path, extension))
+    return Source("tiff", path, next((e for e in OME_TIFF_ENDINGS if name.endswith(e)), path.suffix.lower()))
 
 
 def load_pages(path: Path, labels: bool = False) -> tuple[NDArray[Any], PartialSpacing]:
     """Pixels as of `load_tiff`, with whichever of the spacings along z, y, x (mm) the metadata state, else None."""
+    with open_pages(path, labels) as pages, reading(path):
+        arrays = [s.asarray() for s in pages.series]
+    pixels = _sections_first(arrays[0] if len(arrays) == 1 else np.stack(arrays), pages.axes)
+    if pages.palette is not None:
+        pixels = through_palette(pixels, pages.palette)
+    return real_pixels(without_alpha(pixels, path) if pixels.ndim == 4 else pixels, path), pages.spacing
+
+
+@contextmanager
+def open_pages(path: Path, labels: bool = False) -> Iterator[OpenPages]:
+    """Open a TIFF without reading its pixels; arguments and errors as of `load_tiff`."""
     with damage_raises(path):
         with reading(path):
             tif = tifffile.TiffFile(path)
@@ -89,82 +137,92 @@ def load_pages(path: Path, labels: bool = False) -> tuple[NDArray[Any], PartialS
             with reading(path):
                 series, page, spacing = list(tif.series), tif.pages.first, _spacing(tif)
                 palette = None if labels or tif.is_imagej else page.colormap
-            axes = _section_axes(path, series)
-            with reading(path):
-                arrays = [s.asarray() for s in series]
-    pixels = _sections_first(arrays[0] if len(arrays) == 1 else np.stack(arrays), axes)
-    if palette is not None:
-        pixels = _through_palette(pixels, palette)
-    if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
-        raise ValueError(f"read(): {path} holds CMYK colours; export it as RGB or grey")
-    return real_pixels(without_alpha(pixels, path) if pixels.ndim == 4 else pixels, path), spacing
+            axes, shape = _section_axes(path, series)
+            if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
+                raise ValueError(f"read(): {path} holds CMYK colours; export it as RGB or grey")
+            yield OpenPages(series, axes, shape, palette, spacing)
 
 
-def save_ome_tiff(path: Path, pixels: NDArray[Any], spacing: Triple) -> None:
+def save_ome_tiff(path: Path, pixels: NDArray[Any] | Pages, spacing: Triple | None) -> None:
     """Write (Z, Y, X) or (Z, Y, X, 3) pixels as OME-TIFF, zlib-compressed, tiled and with a pyramid where large.
 
     Integers of one channel are taken for labels: a coarser level holds every second pixel and never a mean. Spacing
-    (z, y, x) in mm is stated in micrometre.
+    (z, y, x) in mm is stated in micrometre. One section is in memory at a time; coarser levels wait in a file without
+    name beside `path`.
     """
-    sizes: dict[str, Any] = {"axes": "ZYXS"[: pixels.ndim]}
-    for axis, mm in zip("ZYX", spacing, strict=True):
-        sizes |= {f"PhysicalSize{axis}": float(f"{mm * 1e3:.12g}"), f"PhysicalSize{axis}Unit": "µm"}
-    levels = [pixels]
-    while max(levels[-1].shape[1:3]) > OME_SMALLEST_LEVEL:
-        finer = levels[-1]
-        if pixels.ndim == 3 and pixels.dtype.kind in "iu":
-            levels.append(np.ascontiguousarray(finer[:, ::2, ::2]))
-            continue
-        even = np.pad(finer, [(0, 0), *((0, n % 2) for n in finer.shape[1:3]), (0, 0)][: finer.ndim], mode="edge")
-        quarters = [even[:, y::2, x::2] for y in (0, 1) for x in (0, 1)]
-        mean = np.mean(quarters, axis=0, dtype=np.float32)
-        levels.append((mean if finer.dtype.kind == "f" else np.rint(mean)).astype(finer.dtype))
+    metadata: dict[str, Any] = {"axes": "ZYXS"[: len(pixels.shape)]}
+    for axis, mm in zip("ZYX", spacing or (), strict=False):
+        metadata |= {f"PhysicalSize{axis}": float(f"{mm * 1e3:.12g}"), f"PhysicalSize{axis}Unit": "µm"}
+    shapes = [pixels.shape]
+    while max(shapes[-1][1:3]) > OME_SMALLEST_LEVEL:
+        z, y, x, *samples = shapes[-1]
+        shapes.append((z, -(-y // 2), -(-x // 2), *samples))
     options: dict[str, Any] = {
+        "dtype": pixels.dtype,
         "compression": "zlib",
-        "photometric": "rgb" if pixels.ndim == 4 else "minisblack",
-        "tile": OME_TILE if len(levels) > 1 else None,
+        "photometric": "rgb" if len(pixels.shape) == 4 else "minisblack",
+        "tile": OME_TILE if len(shapes) > 1 else None,
     }
-    with tifffile.TiffWriter(path, ome=True, bigtiff=pixels.nbytes > IMAGEJ_LARGEST_BYTES // 2) as tif:
-        tif.write(levels[0], subifds=len(levels) - 1, metadata=sizes, **options)
-        for level in levels[1:]:
-            tif.write(level, subfiletype=1, **options)
+    big = pixels.nbytes > IMAGEJ_LARGEST_BYTES // 2
+    with ExitStack() as stack, tifffile.TiffWriter(path, ome=True, bigtiff=big) as tif:
+        files = [stack.enter_context(TemporaryFile(dir=path.parent)) for _ in shapes[1:]]
+        coarser = [np.memmap(f, pixels.dtype, shape=s) for f, s in zip(files, shapes[1:], strict=True)]
+        levels: list[Iterable[NDArray[Any]]] = [_reduced_into(coarser, pixels), *coarser]
+        for level, sections in enumerate(levels):
+            data = _cut_into_tiles(sections) if len(shapes) > 1 else iter(sections)
+            of_level = {"subfiletype": 1} if level else {"subifds": len(coarser), "metadata": metadata}
+            tif.write(data, shape=shapes[level], **of_level, **options)
 
 
-def save_tiff(path: Path, pixels: NDArray[Any], spacing: Triple) -> None:
+def _reduced_into(coarser: Sequence[NDArray[Any]], pixels: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """The sections as they are; each is first put into the coarser levels."""
+    for z, section in enumerate(pixels):
+        reduced = section
+        for level in coarser:
+            reduced = _halved(reduced)
+            level[z] = reduced
+        yield section
+
+
+def _halved(section: NDArray[Any]) -> NDArray[Any]:
+    """Every second pixel of labels (Y, X), else the mean of 2 x 2; an odd last row or column counts twice."""
+    if section.ndim == 2 and section.dtype.kind in "iu":
+        return section[::2, ::2]
+    even = np.pad(section, [*((0, n % 2) for n in section.shape[:2]), (0, 0)][: section.ndim], mode="edge")
+    mean = np.mean([even[y::2, x::2] for y in (0, 1) for x in (0, 1)], axis=0, dtype=np.float32)
+    return (mean if section.dtype.kind == "f" else np.rint(mean)).astype(section.dtype)
+
+
+def _cut_into_tiles(sections: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    for section in sections:
+        for y, x in product(*(range(0, n, t) for n, t in zip(section.shape, OME_TILE, strict=False))):
+            yield section[y : y + OME_TILE[0], x : x + OME_TILE[1]]
+
+
+def save_tiff(path: Path, pixels: NDArray[Any] | Pages, spacing: Triple | None) -> None:
     """Write (Y, X) or (Z, Y, X) pixels, zlib-compressed; spacing (z, y, x) in mm goes into the metadata.
 
     Types that ImageJ knows get its metadata; others, and stacks near 4 GB, the same keys as JSON beside
-    resolution tags in cm.
+    resolution tags in cm. Of `Pages` one section is in memory at a time.
     """
-    axes = "ZYX"[-pixels.ndim :]
+    metadata: dict[str, Any] = {"axes": "ZYX"[-len(pixels.shape) :]}
+    options: dict[str, Any] = {"metadata": metadata, "compression": "zlib", "photometric": "minisblack"}
     if pixels.dtype in IMAGEJ_TYPES and pixels.nbytes < IMAGEJ_LARGEST_BYTES:
-        per_micron = (1e-3 / spacing[2], 1e-3 / spacing[1])
-        metadata: dict[str, Any] = {"axes": axes, "spacing": spacing[0] * 1e3, "unit": "um"}
-        tifffile.imwrite(
-            path,
-            pixels,
-            imagej=True,
-            compression="zlib",
-            photometric="minisblack",
-            resolution=per_micron,
-            metadata=metadata,
-        )
-        return
-    per_cm = (10 / spacing[2], 10 / spacing[1])
-    metadata = {"axes": axes, "spacing_mm": list(spacing)}
-    tifffile.imwrite(
-        path,
-        pixels,
-        compression="zlib",
-        photometric="minisblack",
-        resolution=per_cm,
-        resolutionunit="CENTIMETER",
-        metadata=metadata,
-    )
+        options["imagej"] = True
+        if spacing is not None:
+            metadata |= {"spacing": spacing[0] * 1e3, "unit": "um"}
+            options["resolution"] = (1e-3 / spacing[2], 1e-3 / spacing[1])
+    else:
+        options["bigtiff"] = pixels.nbytes >= IMAGEJ_LARGEST_BYTES
+        if spacing is not None:
+            metadata["spacing_mm"] = list(spacing)
+            options |= {"resolution": (10 / spacing[2], 10 / spacing[1]), "resolutionunit": "CENTIMETER"}
+    data = iter(pixels) if isinstance(pixels, Pages) else pixels
+    tifffile.imwrite(path, data, shape=pixels.shape, dtype=pixels.dtype, **options)
 
 
-def _section_axes(path: Path, series: list[tifffile.TiffPageSeries]) -> str:
-    """Axes of the whole file, of the letters Z (sections), Y, X and S (samples, channels)."""
+def _section_axes(path: Path, series: list[tifffile.TiffPageSeries]) -> tuple[str, tuple[int, ...]]:
+    """Axes of the whole file, of the letters Z (sections), Y, X and S (samples, channels), and their lengths."""
     if len({(s.shape, s.axes, s.dtype) for s in series}) > 1:
         raise ValueError(f"read(): {path} holds {len(series)} images of different shapes; save one stack in each file")
     axes, shape = series[0].axes, series[0].shape
@@ -178,7 +236,7 @@ def _section_axes(path: Path, series: list[tifffile.TiffPageSeries]) -> str:
             f"read(): {path} has axes {axes} of lengths {shape}; give one time point and one channel or RGB, its "
             "sections marked as Z (slices)"
         )
-    return "".join(letters)
+    return "".join(letters), shape
 
 
 def _sections_first(array: NDArray[Any], axes: str) -> NDArray[Any]:
@@ -187,7 +245,8 @@ def _sections_first(array: NDArray[Any], axes: str) -> NDArray[Any]:
     return pixels if "Z" in axes else pixels[np.newaxis]
 
 
-def _through_palette(pixels: NDArray[Any], palette: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def through_palette(pixels: NDArray[Any], palette: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """RGB, 8 bit, of indices into a palette (3, n)."""
     return (palette.T[pixels] >> 8).astype(np.uint8)
 
 

@@ -103,8 +103,11 @@ def detached_names(path: Path) -> tuple[str, ...]:
     return (named[1].strip(),)
 
 
-def save_volume(path: Path, pixels: NDArray[Any], space: Space, in_microns: bool = False) -> None:
-    """Write pixels (Z, Y, X) with their geometry, compressed where the format allows it; NRRD in microns if asked."""
+def save_volume(path: Path, pixels: NDArray[Any], space: Space, in_microns: bool = False, bare: bool = False) -> None:
+    """Write pixels (Z, Y, X) with their geometry, compressed where the format allows it.
+
+    NRRD states it in microns if asked, and where `bare` no geometry at all.
+    """
     image = sitk.GetImageFromArray(np.ascontiguousarray(pixels))
     unit = 1e3 if in_microns else 1.0
     image.SetSpacing([unit * s for s in space.spacing[::-1]])
@@ -112,9 +115,11 @@ def save_volume(path: Path, pixels: NDArray[Any], space: Space, in_microns: bool
     image.SetDirection(np.asarray(space.direction)[::-1, ::-1].ravel().tolist())
     with _silent_stderr():
         sitk.WriteImage(image, str(path), useCompression=True)
-    if in_microns:  # SimpleITK cannot write the unit
+    if in_microns or bare:  # SimpleITK can neither write the unit nor leave the spacing out
         header, pixel_bytes = path.read_bytes().split(b"\n\n", 1)
-        path.write_bytes(header + b'\nspace units: "um" "um" "um"\n\n' + pixel_bytes)
+        lines = [line for line in header.split(b"\n") if not (bare and line.startswith(b"space"))]
+        units = [] if bare else [b'space units: "um" "um" "um"']
+        path.write_bytes(b"\n".join(lines + units) + b"\n\n" + pixel_bytes)
 
 
 def _read(path: Path) -> sitk.Image:
