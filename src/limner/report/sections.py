@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.report.section_pixels import (
-    UNCERTAINTY_STEPS,
+    HUNDREDTHS,
     grey_range,
     nearest,
+    pack_hundredths,
     pack_image,
     pack_labels,
-    pack_uncertainty,
     surround_colour,
 )
 from limner.volume import LabelMap, Sections, Volume
@@ -139,7 +139,7 @@ def mapped_colours() -> list[list[int]]:
     >>> len(mapped_colours()), mapped_colours()[0]
     (101, [0, 0, 3])
     """
-    colours = matplotlib.colormaps[COLOUR_MAP](np.linspace(0, 1, UNCERTAINTY_STEPS + 1), bytes=True)
+    colours = matplotlib.colormaps[COLOUR_MAP](np.linspace(0, 1, HUNDREDTHS + 1), bytes=True)
     return colours[:, :3].tolist()
 
 
@@ -185,7 +185,7 @@ def packed_sections(
         numbered = {name: np.searchsorted(known, nearest(labels[z], size)) for name, labels in layers.items()}
         yield {
             "image": pack_image(section, grey, size),
-            "uncertainty": pack_uncertainty(uncertainty[z], size),
+            "uncertainty": pack_hundredths(uncertainty[z], size),
             **{name: pack_labels(numbers, size) for name, numbers in numbered.items()},
         }
 
