@@ -1,7 +1,7 @@
-"""A completed stack, organs from a few strokes, a batch of images, their reports, and a browser to open them in."""
+"""A completed stack, organs from a few strokes, membranes, a batch of images, their reports, and a browser."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from limner.annotations import Scribbles
+from limner.report.membranes import MembranesReport, SectionView, section_row, write_membranes_report
 from limner.report.nuclei import ImageReport, NucleiReport, View, write_nuclei_report
 from limner.report.scribbles import OrganRow, ScribblesReport, write_scribbles_report
 from limner.report.stack import StackReport, write_stack_report
@@ -82,6 +83,21 @@ class Viewer:
     def pixels(self) -> str:
         return self.run("document.getElementById('canvas').toDataURL()")
 
+    def colour_at(self, row: float, column: float) -> tuple[int, int, int]:
+        """The colour shown at a place of the section, in its pixels from the first corner."""
+        place = f"-Math.floor({column} / width * canvas.width), -Math.floor({row} / height * canvas.height)"
+        copied = f"(copy => (copy.drawImage(canvas, {place}), [...copy.getImageData(0, 0, 1, 1).data]))"
+        return tuple(self.run(f"{copied}(new OffscreenCanvas(1, 1).getContext('2d'))"))[:3]
+
+    def pointer_to(self, row: float, column: float) -> Any:
+        """The pointer on its way to a place of the section; what it does there can follow."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        canvas, size = self.find("#canvas"), self.run("[height, width]")
+        y, x = (place / side - 0.5 for place, side in zip((row, column), size, strict=True))
+        offset = round(x * canvas.size["width"]), round(y * canvas.size["height"])
+        return ActionChains(self.driver).move_to_element_with_offset(canvas, *offset)
+
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
@@ -102,20 +118,25 @@ def browser() -> Iterator[Any]:
     driver.quit()
 
 
-def opened(browser: Any, page: Path, first: int) -> Iterator[Viewer]:
-    """A page, freshly opened at section `first`; whatever the test did, the browser must have no complaint."""
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})  # whatever the last test asked for
-    browser.get(page.as_uri())
-    viewer = Viewer(browser)
-    viewer.shows(first)
-    yield viewer
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[[Path, int], Viewer]]:
+    """Opens a page afresh at section `first`; whatever the test does then, the browser must have no complaint."""
+
+    def open_at(page: Path, first: int) -> Viewer:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})  # whatever the last test asked for
+        browser.get(page.as_uri())
+        viewer = Viewer(browser)
+        viewer.shows(first)
+        return viewer
+
+    yield open_at
     assert browser.get_log("browser") == []
 
 
 @pytest.fixture
-def viewer(browser: Any, page: Path) -> Iterator[Viewer]:
+def viewer(open_page: Callable[[Path, int], Viewer], page: Path) -> Viewer:
     """The report of the completed stack."""
-    yield from opened(browser, page, 3)
+    return open_page(page, 3)
 
 
 @pytest.fixture(scope="session")
@@ -164,9 +185,9 @@ def scribbles_page(scribbles_report: ScribblesReport, tmp_path_factory: pytest.T
 
 
 @pytest.fixture
-def scribbles_viewer(browser: Any, scribbles_page: Path) -> Iterator[Viewer]:
+def scribbles_viewer(open_page: Callable[[Path, int], Viewer], scribbles_page: Path) -> Viewer:
     """The report of organs from scribbles."""
-    yield from opened(browser, scribbles_page, 2)
+    return open_page(scribbles_page, 2)
 
 
 @pytest.fixture(scope="session")
@@ -205,3 +226,46 @@ def nuclei_page(nuclei_report: NucleiReport, tmp_path_factory: pytest.TempPathFa
     path = tmp_path_factory.mktemp("report") / "nuclei.html"
     write_nuclei_report(path, nuclei_report)
     return path
+
+
+def _membranes_view(z: int) -> SectionView:
+    shape = (30, 20) if z == 3 else (24, 36)
+    image, probability, cells = np.full(shape, 180, np.uint8), np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+    image[:, 8:12], probability[:, 8:12] = 60, 0.9
+    cells[:, :8], cells[:, 12:] = 7, 70_000 if z < 2 else 70_001
+    if z == 2:
+        probability[12:, 12:] = 0.3
+    return SectionView(image, probability, cells)
+
+
+@pytest.fixture(scope="session")
+def membranes_report() -> MembranesReport:
+    """Five sections of 24 x 36 pixels, twice as wide as high; section 3 has 30 x 20.
+
+    Columns 8 to 11 are membrane, with a probability of 0.9. To the left lies cell 7, to the right cell 70000 on
+    sections 0 and 1, cell 70001 on the others. On section 2 the lower half of the right cell has a probability of 0.3.
+    """
+    names = ("00.png", EVIL_NAME, "02.png", "03.png", "04.png")
+    scores = [(0.9 + 0.01 * z, float("nan") if z == 4 else 0.8) for z in range(5)]
+    return MembranesReport(
+        title="Larva <2>",
+        rows=[section_row(name, _membranes_view(z), *scores[z]) for z, name in enumerate(names)],
+        view=_membranes_view,
+        settings={"w_f": 0.3},
+        spacing=(4e-6, 8e-6),
+        linked=True,
+        notes=("Section 3 has another size",),
+    )
+
+
+@pytest.fixture(scope="session")
+def membranes_page(membranes_report: MembranesReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "larva.html"
+    write_membranes_report(path, membranes_report)
+    return path
+
+
+@pytest.fixture
+def membranes_viewer(open_page: Callable[[Path, int], Viewer], membranes_page: Path) -> Viewer:
+    """The report of membranes and cells."""
+    return open_page(membranes_page, 2)

@@ -1,17 +1,9 @@
 """The report of organs from scribbles in headless Chromium, used as a reader uses it."""
 
 import pytest
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 RED, BLUE, BLACK, WHITE = (200, 40, 40), (40, 90, 200), (0, 0, 0), (255, 255, 255)
-
-
-def colour_at(viewer, row: float, column: float) -> tuple[int, int, int]:
-    """The colour shown at a place of the section, in its pixels from the first corner."""
-    place = f"-Math.floor({column} / 36 * canvas.width), -Math.floor({row} / 24 * canvas.height)"
-    copied = f"(copy => (copy.drawImage(canvas, {place}), [...copy.getImageData(0, 0, 1, 1).data]))"
-    return tuple(viewer.run(f"{copied}(new OffscreenCanvas(1, 1).getContext('2d'))"))[:3]
 
 
 def go_to(viewer, section: int) -> None:
@@ -45,14 +37,14 @@ def test_a_section_that_was_drawn_on_says_so(scribbles_viewer):
 def test_strokes_have_the_colour_of_their_organ_and_a_white_edge(scribbles_viewer):
     scribbles_viewer.find("label:has([value=none])").click()
     go_to(scribbles_viewer, 1)
-    assert colour_at(scribbles_viewer, 13, 9) == RED
-    assert colour_at(scribbles_viewer, 4.5, 27) == BLACK
-    assert colour_at(scribbles_viewer, 13, 17) == BLACK  # no stroke: the image itself
+    assert scribbles_viewer.colour_at(13, 9) == RED
+    assert scribbles_viewer.colour_at(4.5, 27) == BLACK
+    assert scribbles_viewer.colour_at(13, 17) == BLACK  # no stroke: the image itself
     one = scribbles_viewer.run("24 / canvas.clientHeight")  # pixels of the section in one of the screen
     for row, column in ((12 - 0.7 * one, 9), (14 + 0.7 * one, 9), (4 - 0.7 * one, 27), (5 + 0.7 * one, 27)):
-        assert colour_at(scribbles_viewer, row, column) == WHITE
+        assert scribbles_viewer.colour_at(row, column) == WHITE
     go_to(scribbles_viewer, 4)
-    assert colour_at(scribbles_viewer, 16.5, 30.5) == BLUE
+    assert scribbles_viewer.colour_at(16.5, 30.5) == BLUE
 
 
 @pytest.mark.parametrize("fill", ["labels", "uncertainty", "none"])
@@ -62,7 +54,7 @@ def test_strokes_can_be_switched_off_and_on(scribbles_viewer, fill):
     before = scribbles_viewer.pixels()
     scribbles_viewer.find("label:has([name=strokes])").click()
     assert scribbles_viewer.pixels() != before
-    assert colour_at(scribbles_viewer, 13, 9) != RED
+    assert scribbles_viewer.colour_at(13, 9) != RED
     scribbles_viewer.find("label:has([name=strokes])").click()
     assert scribbles_viewer.pixels() == before
 
@@ -76,7 +68,7 @@ def test_where_nothing_was_drawn_the_switch_changes_nothing(scribbles_viewer):
 def test_strokes_of_a_pixel_smaller_than_the_screens_are_still_seen(scribbles_viewer):
     go_to(scribbles_viewer, 4)
     scribbles_viewer.run("void (canvas.width = 18, canvas.height = 12, canvas.style.width = '18px', paint())")
-    assert colour_at(scribbles_viewer, 16.5, 30.5) == BLUE
+    assert scribbles_viewer.colour_at(16.5, 30.5) == BLUE
 
 
 def test_slider_and_keys_move_through_the_sections(scribbles_viewer):
@@ -117,9 +109,7 @@ def test_suggestions_and_the_table_of_organs_jump(scribbles_viewer):
 )
 def test_hovering_tells_organ_uncertainty_and_stroke(scribbles_viewer, row, column, told):
     go_to(scribbles_viewer, 1)
-    canvas = scribbles_viewer.find("#canvas")
-    offset = round((column / 36 - 0.5) * canvas.size["width"]), round((row / 24 - 0.5) * canvas.size["height"])
-    ActionChains(scribbles_viewer.driver).move_to_element_with_offset(canvas, *offset).perform()
+    scribbles_viewer.pointer_to(row, column).perform()
     assert scribbles_viewer.find("#tip").text == told
 
 

@@ -7,10 +7,10 @@ import numpy as np
 from limner.report.section_pixels import (
     MOST_PIXELS,
     grey_range,
+    pack_hundredths,
     pack_image,
     pack_labels,
     pack_strokes,
-    pack_uncertainty,
     shown_size,
     surround_colour,
 )
@@ -45,14 +45,14 @@ def test_a_stroke_of_one_pixel_survives_where_sections_are_shown_smaller():
 
 def test_uncertainty_is_kept_to_a_hundredth_and_averaged_over_areas():
     uncertainty = np.array([[0.0, 0.5, 1.0, 1.0], [0.5, 0.2, 0.0, 0.0]], np.float32)
-    np.testing.assert_array_equal(unpack(pack_uncertainty(uncertainty, (1, 2)), "u1", (1, 2)), [[30, 50]])
-    np.testing.assert_array_equal(unpack(pack_uncertainty(uncertainty, (2, 4)), "u1", (2, 4)), uncertainty * 100)
+    np.testing.assert_array_equal(unpack(pack_hundredths(uncertainty, (1, 2)), "u1", (1, 2)), [[30, 50]])
+    np.testing.assert_array_equal(unpack(pack_hundredths(uncertainty, (2, 4)), "u1", (2, 4)), uncertainty * 100)
 
 
 def test_area_mean_over_areas_that_do_not_divide_evenly_keeps_the_mean():
     row = np.arange(10, dtype=np.float32)[None] / 10
     expected = np.round([100 * row[0, a:b].mean() for a, b in ((0, 3), (3, 6), (6, 10))])
-    np.testing.assert_array_equal(unpack(pack_uncertainty(row, (1, 3)), "u1", (1, 3))[0], expected)
+    np.testing.assert_array_equal(unpack(pack_hundredths(row, (1, 3)), "u1", (1, 3))[0], expected)
 
 
 def test_image_maps_its_range_to_black_and_white():

@@ -137,7 +137,7 @@ def test_a_write_that_fails_leaves_the_old_report_and_nothing_else(report: Stack
     def fail(*_: object) -> str:
         raise OSError("disk full")
 
-    monkeypatch.setattr(sections, "pack_uncertainty", fail)
+    monkeypatch.setattr(sections, "pack_hundredths", fail)
     with pytest.raises(OSError, match="disk full"):
         write_stack_report(path, report)
     assert path.read_text() == "the old report"

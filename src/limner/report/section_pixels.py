@@ -1,6 +1,6 @@
-"""Pictures as text that a web page can hold: images as JPEG, labels and uncertainty as packed bytes.
+"""Pictures as text that a web page can hold: images as JPEG, labels and chances as packed bytes.
 
-Labels and uncertainty are deflated bytes, not PNG: a browser gives them back exactly, also where it blurs what a page
+Labels and chances are deflated bytes, not PNG: a browser gives them back exactly, also where it blurs what a page
 reads from a canvas to guard against tracking, and a label map spoilt by one grey level names the wrong structure.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 LONGEST_SIDE = 1000  # pixels; larger sections are shown smaller
 MOST_PIXELS = 200_000_000  # of all sections together, so that a report of 500 sections still opens (some 100 MB)
 JPEG_QUALITY = 82
-UNCERTAINTY_STEPS = 100  # uncertainty is kept to 0.01
+HUNDREDTHS = 100  # chances are kept to 0.01
 _SAMPLES = 2_000_000  # pixels from which the grey range of a stack is estimated
 
 
@@ -148,23 +148,23 @@ def pack_strokes(numbers: NDArray[np.integer[Any]], size: tuple[int, int]) -> st
     return _deflated(numbers.astype("<u2"))
 
 
-def pack_uncertainty(uncertainty: NDArray[np.floating[Any]], size: tuple[int, int]) -> str:
-    """A section's uncertainty as base64 text of deflated bytes, in hundredths.
+def pack_hundredths(chances: NDArray[np.floating[Any]], size: tuple[int, int]) -> str:
+    """A section's uncertainty, or another chance, as base64 text of deflated bytes, in hundredths.
 
     Parameters
     ----------
-    uncertainty : ndarray of float
+    chances : ndarray of float
         Shape (Y, X), in [0, 1].
     size : tuple of int
         (y, x) size to keep; a smaller one takes the mean over each new pixel's area.
 
     Examples
     --------
-    >>> list(zlib.decompress(base64.b64decode(pack_uncertainty(np.array([[0.0, 0.254, 1.0]]), (1, 3)))))
+    >>> list(zlib.decompress(base64.b64decode(pack_hundredths(np.array([[0.0, 0.254, 1.0]]), (1, 3)))))
     [0, 25, 100]
     """
-    mean = _mean_resized(uncertainty.astype(np.float32), size)
-    return _deflated(np.clip(mean * UNCERTAINTY_STEPS, 0, UNCERTAINTY_STEPS).round().astype(np.uint8))
+    mean = _mean_resized(chances.astype(np.float32), size)
+    return _deflated(np.clip(mean * HUNDREDTHS, 0, HUNDREDTHS).round().astype(np.uint8))
 
 
 def _eight_bit(values: NDArray[np.float32], grey: tuple[float, float]) -> NDArray[np.uint8]:

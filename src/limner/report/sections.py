@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.report.section_pixels import (
-    UNCERTAINTY_STEPS,
+    HUNDREDTHS,
     grey_range,
     nearest,
+    pack_hundredths,
     pack_image,
     pack_labels,
-    pack_uncertainty,
     surround_colour,
 )
 from limner.volume import LabelMap, Sections, Volume
@@ -122,14 +122,25 @@ def viewer_data(images: Volume, structures: Sequence[Structure], size: tuple[int
         (y, x) pixels at which sections are kept.
     """
     space, pixels = images.space, images.pixels
-    colours = matplotlib.colormaps[COLOUR_MAP](np.linspace(0, 1, UNCERTAINTY_STEPS + 1), bytes=True)
     return {
         "structures": [{"name": s.name, "colour": s.colour} for s in structures],
         "size": size,
         "pixelSize": [space.spacing[1] * space.shape[1] / size[0], space.spacing[2] * space.shape[2] / size[1]],
         "surround": surround_colour(pixels, grey_range(pixels)),
-        "uncertaintyColours": [[int(part) for part in colour[:3]] for colour in colours],
+        "mappedColours": mapped_colours(),
     }
+
+
+def mapped_colours() -> list[list[int]]:
+    """Red, green and blue, 0 to 255, of each hundredth from 0 to 1.
+
+    Examples
+    --------
+    >>> len(mapped_colours()), mapped_colours()[0]
+    (101, [0, 0, 3])
+    """
+    colours = matplotlib.colormaps[COLOUR_MAP](np.linspace(0, 1, HUNDREDTHS + 1), bytes=True)
+    return colours[:, :3].tolist()
 
 
 def section_data(images: Volume, z: int, uncertainty: float) -> dict[str, Any]:
@@ -174,7 +185,7 @@ def packed_sections(
         numbered = {name: np.searchsorted(known, nearest(labels[z], size)) for name, labels in layers.items()}
         yield {
             "image": pack_image(section, grey, size),
-            "uncertainty": pack_uncertainty(uncertainty[z], size),
+            "uncertainty": pack_hundredths(uncertainty[z], size),
             **{name: pack_labels(numbers, size) for name, numbers in numbered.items()},
         }
 
