@@ -1,5 +1,5 @@
 """The command line: ``limner stack complete``, ``scribbles fit|segment``, ``nuclei fit|segment``,
-``membranes fit``, ``evaluate labels|objects|neurites``, ``info``, ``demo``.
+``membranes fit|segment``, ``evaluate labels|objects|neurites``, ``info``, ``demo``.
 
 Each command is a frozen dataclass in a room of its own, whose fields become its options and whose `run` does the work.
 What a command needs is imported when it is run, so that ``limner -h`` answers at once.
@@ -30,6 +30,7 @@ HELP = {
     "nuclei segment": "Find all nuclei on images or whole slides with a trained model.",
     "membranes": "Membranes of electron micrographs, and the cells between them.",
     "membranes fit": "Train a model to find membranes on sections in which they are traced.",
+    "membranes segment": "Find the membranes of a stack, and the cells between them, with a trained model.",
     "evaluate": "Compare results with the truth.",
     "evaluate labels": "Accuracy and Dice of a labelled stack against the truth.",
     "evaluate objects": "AJI, panoptic quality and F1 of objects, cells or nuclei, against the true ones.",
@@ -45,6 +46,7 @@ METHODS = {
     "nuclei fit": ("nuclei_fit", "NucleiFit"),
     "nuclei segment": ("nuclei_segment", "NucleiSegment"),
     "membranes fit": ("membranes_fit", "MembranesFit"),
+    "membranes segment": ("membranes_segment", "MembranesSegment"),
 }
 
 

@@ -21,6 +21,7 @@ from limner.cli.device import find_device
 from limner.cli.model_output import announce, check_model_path, thinned
 from limner.cli.progress import Report, progress_on
 from limner.cli.traced_sections import Traced, choose_sections, read_traced
+from limner.inference import Options
 from limner.methods.membranes import (
     Fusion,
     Model,
@@ -102,6 +103,7 @@ class MembranesFit:
         done = announce(checkpoint)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         network, device = build(given.settings), given.device.split()[0]
+        options = Options(device="cuda" if device == "cuda" else "cpu")
 
         def tell(step: int, steps: int) -> None:
             report("training", step - done, steps - done)
@@ -109,7 +111,7 @@ class MembranesFit:
         with checkpoint.stop_after_step():
             losses = train(network, list(given.training.values()), given.settings, device, tell, checkpoint)
         trained = time.monotonic()
-        maps, fusion = fuse(given, lambda image: membrane_map(network, image, device=device), report)
+        maps, fusion = fuse(given, lambda image: membrane_map(network, image, None, options), report)
         scores = score(maps, fusion, given) if given.validation else None
         seconds = {"training": round(trained - began, 1), "fusion": round(time.monotonic() - trained, 1)}
         course = {"started": started, "ended": utc_now(), "seconds": seconds, "resumed_at_step": done}

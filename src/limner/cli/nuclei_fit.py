@@ -261,21 +261,7 @@ def describe_tiles(tiles: Sequence[AnnotatedTile], given: Inputs, settings: Sett
     return facts
 
 
-<<<<<<< HEAD
-def announce(checkpoint: Checkpoint) -> int:
-    """Steps that an earlier, stopped run has done; says so, or that what it did cannot be used."""
-    steps = checkpoint.steps
-    if steps:
-        print(f"going on from step {steps} of a run that was stopped", flush=True)
-    elif steps == 0:
-        print("a run that was stopped had other settings or inputs: starting anew", flush=True)
-    return steps or 0
-
-
 def score(network: TiledUNet, given: Inputs, settings: Settings, report: Report) -> ObjectSummary | None:
-=======
-def score(network: NucleiUNet, given: Inputs, settings: Settings, report: Report) -> ObjectSummary | None:
->>>>>>> wip-fit
     """Scores on the validation images, at the network's pixel size; None where there are none."""
     scores = []
     device: Literal["cpu", "cuda"] = "cuda" if given.device.startswith("cuda") else "cpu"

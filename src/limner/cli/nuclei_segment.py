@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from limner.cli.cluster import check_scheduler
 from limner.cli.device import find_device
 from limner.cli.image_files import hash_image, list_images, result_names
 from limner.cli.nuclei_report import report_of
@@ -27,7 +28,6 @@ from limner.parallel import keep_freed_memory
 from limner.report.nuclei import NucleiReport, write_nuclei_report
 from limner.run_record import RunRecord, content_key, differing_settings, hash_file
 
-SECONDS_TO_ANSWER = 10  # within which a cluster's scheduler must
 REPORT = "report.html"
 UNLIKE = 2.0  # times the area of the nuclei trained on
 FOLDERS = ("labels", "objects", "probabilities")
@@ -159,7 +159,7 @@ def check_batch(command: NucleiSegment) -> Batch:
         device = find_device(command.device)
     else:
         device = command.device  # of the workers, which choose for themselves
-        _check_scheduler(command.scheduler)
+        check_scheduler(command.scheduler)
     model = read_model(command.model, TASK)
     network, settings = from_model(model)
     compute = {"batch": command.batch, "jobs": command.jobs, "device": device.split()[0]}
@@ -192,23 +192,8 @@ def _check_options(command: NucleiSegment) -> None:
         if not 0 <= getattr(separation, name) < float("inf"):
             option = name.replace("_", "-")
             raise ValueError(f"--{option}: {getattr(separation, name)} is out of range; give 0 or more")
-    for option, package, extra in (
-        ("--table", "pyarrow" if command.table == "parquet" else "", "parquet"),
-        ("--scheduler", "distributed" if command.scheduler is not None else "", "cluster"),
-    ):
-        if package and find_spec(package) is None:
-            raise ValueError(f"{option}: {package} is not installed; pip install limner[{extra}], or leave it out")
-
-
-def _check_scheduler(address: str) -> None:
-    from distributed import Client
-
-    try:
-        Client(address, timeout=SECONDS_TO_ANSWER, set_as_default=False).close()
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--scheduler: {address} does not answer ({_plain(error)}); give the address of a dask scheduler that runs"
-        ) from None
+    if command.table == "parquet" and find_spec("pyarrow") is None:
+        raise ValueError("--table: pyarrow is not installed; pip install limner[parquet], or leave it out")
 
 
 def _problems(images: Mapping[str, Path], um_per_px: float | None) -> dict[str, str]:

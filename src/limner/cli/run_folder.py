@@ -11,7 +11,10 @@ from limner.run_record import RunRecord, Store, differing_settings, hash_file, r
 
 RECORD = "run.json"
 # without their endings
-RESULTS = ("labels", "uncertainty", "probabilities", "heat_maps", "structures", "objects", "volumes", "report")
+RESULTS = (
+    *("labels", "uncertainty", "probabilities", "heat_maps", "cells", "structures", "objects", "sections"),
+    *("volumes", "report"),
+)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ from limner.networks.tiled_unet import TiledUNet
 from limner.run_record import Store
 from limner.section_maps import SectionMaps, make_maps
 from limner.tiles import Tile
-from limner.watershed import cells_between, closed_contours, fuse, link_stack
+from limner.watershed import cells_between, closed_contours, fuse
 
 TASK = "membranes"
 MEMBRANE = 1  # channel of the network's output; 0 is the cells'
@@ -496,17 +496,9 @@ class Segmentation:
         """p_f of a section, shape (Y, X), in [0, 1]."""
         return fused_map(self.maps[z], self.fusion)
 
-    def cells(self, linked: bool = False) -> Iterator[NDArray[np.int64]]:
-        """Cells of one section after the other, shape (Y, X), 0 between them.
-
-        Parameters
-        ----------
-        linked : bool
-            Cells that overlap from section to section have one id, unique in the volume; else each section counts
-            from 1. Linking needs sections of one size.
-        """
-        sections = (cells_between(self.fused(z) >= HALF, self.least_cell) for z in range(len(self)))
-        return link_stack(sections) if linked else (cells.astype(np.int64) for cells in sections)
+    def cells(self, fused: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Cells of a section by its p_f, 1, 2, ... in the order of rows, shape (Y, X), 0 between them."""
+        return cells_between(fused >= HALF, self.least_cell)
 
 
 def segment(
@@ -517,6 +509,7 @@ def segment(
     averaging: Averaging | None = None,
     options: Options | None = None,
     progress: Progress = lambda *_: None,
+    least_cell: int = 0,
 ) -> Segmentation:
     """Membranes and cells of a stack of any size.
 
@@ -536,6 +529,8 @@ def segment(
         Windows, device, scheduler; nothing in them changes the result.
     progress : callable
         Called with tiles done and tiles in all.
+    least_cell : int
+        Pixels that a cell needs.
 
     Returns
     -------
@@ -543,7 +538,7 @@ def segment(
     """
     averaged = (averaging or Averaging()).of(model.network)
     maps = make_maps(averaged, images, keys, store, MEMBRANE, options or Options(), standardised, progress)
-    return Segmentation(maps, model.fusion)
+    return Segmentation(maps, model.fusion, least_cell)
 
 
 def fused_map(probability: NDArray[np.float32], fusion: Fusion) -> NDArray[np.float32]:

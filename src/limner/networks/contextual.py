@@ -95,7 +95,8 @@ class ContextualNetwork(nn.Module):
 
     def scores(self, image: Tensor) -> list[Tensor]:
         """Logits of the three auxiliary classifiers, each (B, L, Y, X), of images (B, C, Y, X)."""
-        x, scores = self.levels[0](image), []
+        x: Tensor = self.levels[0](image)
+        scores: list[Tensor] = []
         for level, branch, classifier in zip(self.levels[1:], self.branches, self.classifiers, strict=True):
             x = level(F.max_pool2d(x, 2, ceil_mode=True))
             deepest = len(scores) == len(self.branches) - 1
