@@ -11,6 +11,7 @@ membranes that fade.
 | mean over symmetries and crops | `membrane_map`, with `limner.networks.symmetry_average` |
 | p_w and p_f = w_f p_w + (1 - w_f) p | `limner.watershed.closed_contours`, `fuse` |
 | w_f on training sections | `choose_fusion` |
+| the whole of it | `fit`, `segment` |
 
 Departures, with what they gained (docs/benchmarks.md):
 
@@ -42,7 +43,7 @@ from torch.nn import functional as F
 from limner.augmentation import elastic
 from limner.checkpoint import Checkpoint
 from limner.inference import Image, Options, predict
-from limner.metrics.neurites import thin, v_rand
+from limner.metrics.neurites import HALF, thin, v_rand
 from limner.model_file import ModelFile
 from limner.networks.contextual import ContextualNetwork
 from limner.networks.symmetry_average import SymmetryAverage
@@ -53,7 +54,8 @@ from limner.watershed import cells_between, closed_contours, fuse
 TASK = "membranes"
 MEMBRANE = 1  # channel of the network's output; 0 is the cells'
 UNKNOWN = -1
-SAMPLED = 1_000_000  # pixels of a section that its mean and deviation are taken from
+SAMPLED = 1_000_000  # pixels, about, that a section's mean and deviation are taken from
+BAND = 512  # rows of a section that are read at once for them
 ROOM = 8  # a patch is cut out with an eighth of its side around it, so that bending brings in what lies beside it
 WEIGHTS_OF_FUSION = tuple(round(0.1 * i, 1) for i in range(7))
 DEPTHS = (0.02, 0.05, 0.1, 0.2)
@@ -97,7 +99,8 @@ class Settings:
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be."""
         above = ("batch", "patch", "rate")
-        not_below = ("width", "auxiliary", "steps", "decay_steps", "weight_decay", "elastic_px", "contrast", "seed")
+        shares = ("dropout", "contrast")
+        not_below = ("width", "auxiliary", "steps", "decay_steps", "weight_decay", "elastic_px", "seed", *shares)
         for name in above:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name}: {getattr(self, name)} is not possible; give a number above 0")
@@ -106,10 +109,12 @@ class Settings:
                 raise ValueError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not possible; give 0 or more")
         if self.patch % 16:
             raise ValueError(f"--patch: {self.patch} is no multiple of 16; give 128, 256, 480, ...")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"--dropout: {self.dropout} is no share; give 0 or more, below 1")
-        if self.network not in ("contextual", "unet") or self.optimiser not in ("adam", "sgd"):
-            raise ValueError("Settings(): network is contextual or unet, optimiser adam or sgd")
+        for name in shares:
+            if not getattr(self, name) < 1:
+                raise ValueError(f"--{name}: {getattr(self, name)} is no share; give 0 or more, below 1")
+        for name, known in (("network", ("contextual", "unet")), ("optimiser", ("adam", "sgd"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name}: {getattr(self, name)} is not known; give {' or '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -144,10 +149,24 @@ class TracedSection:
         Grey, shape (Y, X).
     membrane : ndarray of bool
         True on membrane, shape (Y, X).
+
+    Raises
+    ------
+    ValueError
+        If the two differ in size, or the membrane is no mask.
     """
 
     image: NDArray[Any]
     membrane: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if self.image.shape != self.membrane.shape or self.image.ndim != 2:
+            raise ValueError(
+                f"TracedSection(): an image of shape {self.image.shape} and membranes of shape {self.membrane.shape} "
+                "found; give both in grey, shape (y, x), of one size"
+            )
+        if self.membrane.dtype != bool:
+            raise ValueError(f"TracedSection(): membranes of type {self.membrane.dtype} found; give true on membrane")
 
 
 @dataclass(frozen=True)
@@ -220,17 +239,22 @@ def auxiliary_weight(step: int, settings: Settings) -> float:
 
 
 def rate_at(step: int, settings: Settings) -> float:
-    """Learning rate of a step."""
+    """Learning rate of a step: divided by 10 every so many (paper), or 30 steps of warming up and a cosine to 0."""
     if settings.decay_steps:
         return float(settings.rate * 0.1 ** (step // settings.decay_steps))
     return settings.rate * min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
 
 def grey_statistics(image: Image) -> tuple[float, float]:
-    """Mean and deviation of a section, of at most `SAMPLED` pixels spread over it."""
-    stride = max(1, math.isqrt(max(1, image.shape[0] * image.shape[1] // SAMPLED)))
-    rows = range(0, image.shape[0], stride)
-    some = np.concatenate([np.asarray(image[y : y + 1, ::stride], np.float64).ravel() for y in rows])
+    """Mean and deviation of a section, of every n-th row and column where it has more than `SAMPLED` pixels.
+
+    Rows are read in bands, so that a section of any size needs little memory.
+    """
+    height, width = image.shape[:2]
+    stride = max(1, math.ceil(math.sqrt(height * width / SAMPLED)))
+    rows = math.ceil(BAND / stride) * stride
+    bands = (np.asarray(image[slice(y, y + rows), slice(0, width)]) for y in range(0, height, rows))
+    some = np.concatenate([band[::stride, ::stride].ravel() for band in bands]).astype(np.float64)
     return float(some.mean()), max(float(some.std()), 1e-6)
 
 
@@ -267,8 +291,10 @@ def train(
     Raises
     ------
     ValueError
-        If the loss becomes infinite or no number.
+        If the loss becomes infinite or no number, or `Settings.steps` was left open, which `settle` fills in.
     """
+    if not settings.steps:
+        raise ValueError("train(): 0 steps found; give some, such as settle() chooses for the device")
     prepared = [_prepared(section, settings.patch) for section in sections]
     generator = torch.Generator().manual_seed(settings.seed)
     weights = list(network.parameters())
@@ -280,25 +306,33 @@ def train(
     network.train().to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # up to twice as fast on a CPU
     losses = checkpoint.restore(network, optimiser, generator) if checkpoint else []
-    for step in range(len(losses), settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate_at(step, settings)
-        images, targets = _batch(prepared, settings, generator)
-        images = images.to(device, memory_format=torch.channels_last)
-        scores = network.scores(images) if isinstance(network, ContextualNetwork) else [network(images)]
-        auxiliary = auxiliary_weight(step, settings) if len(scores) > 1 else 0.0
-        loss = contextual_loss(scores, targets.to(device), auxiliary)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise ValueError(f"train(): the loss is {losses[-1]} at step {step + 1}; give a lower rate (--rate)")
-        if checkpoint:
-            checkpoint.keep(network, optimiser, generator, losses)
-        progress(step + 1, settings.steps)
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+        for step in range(len(losses), settings.steps):
+            torch.manual_seed(settings.seed + step)  # dropout draws from torch's own generator
+            losses.append(_descend(network, optimiser, _batch(prepared, settings, generator), step, settings))
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"train(): the loss is {losses[-1]} at step {step + 1}; give a lower rate (--rate)")
+            if checkpoint:
+                checkpoint.keep(network, optimiser, generator, losses)
+            progress(step + 1, settings.steps)
     network.eval()
     return losses
+
+
+def _descend(
+    network: Network, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], step: int, settings: Settings
+) -> float:
+    """One gradient step; returns its loss."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate_at(step, settings)
+    device = next(network.parameters()).device
+    images, targets = batch[0].to(device, memory_format=torch.channels_last), batch[1].to(device)
+    scores = network.scores(images) if isinstance(network, ContextualNetwork) else [network(images)]
+    loss = contextual_loss(scores, targets, auxiliary_weight(step, settings) if len(scores) > 1 else 0.0)
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    return loss.item()
 
 
 def _prepared(section: TracedSection, patch: int) -> Tensor:
@@ -343,6 +377,7 @@ def fit(
     device: str = "cpu",
     progress: Progress = lambda *_: None,
     checkpoint: Checkpoint | None = None,
+    validation: Sequence[TracedSection] = (),
 ) -> tuple[Model, list[float]]:
     """Train the network on traced sections, then choose how the watershed is fused with its map.
 
@@ -356,6 +391,8 @@ def fit(
         Pixel size, micrometres; NaN: not known.
     device, progress, checkpoint
         As of `train`.
+    validation : sequence of TracedSection
+        Others, to choose the fusion on; where there are none it is chosen on `sections`.
 
     Returns
     -------
@@ -363,6 +400,22 @@ def fit(
         In evaluation.
     losses : list of float
         Of each step.
+
+    Raises
+    ------
+    ValueError
+        As of `settle`.
+    """
+    settings = settle(sections, settings, device)
+    network = build(settings)
+    losses = train(network, sections, settings, device, progress, checkpoint)
+    chosen_on = validation or sections
+    fusion = choose_fusion([membrane_map(network, s.image, device=device) for s in chosen_on], chosen_on)
+    return Model(network, settings, fusion, um_per_px), losses
+
+
+def settle(sections: Sequence[TracedSection], settings: Settings, device: str = "cpu") -> Settings:
+    """The settings of a training on these sections: checked, and with its number of steps.
 
     Raises
     ------
@@ -375,12 +428,7 @@ def fit(
     traced = [float(section.membrane.mean()) for section in sections]
     if not 0 < np.mean(traced) < 1:
         raise ValueError("fit(): the labels hold membrane alone, or none; give both")
-    if not settings.steps:
-        settings = replace(settings, steps=10_000 if device.startswith("cuda") else 2_000)
-    network = build(settings)
-    losses = train(network, sections, settings, device, progress, checkpoint)
-    fusion = choose_fusion([membrane_map(network, s.image, device=device) for s in sections], sections)
-    return Model(network, settings, fusion, um_per_px), losses
+    return replace(settings, steps=settings.steps or (10_000 if device.startswith("cuda") else 2_000))
 
 
 # ---- from an image to membranes -----------------------------------------------------------------------------------
@@ -393,7 +441,7 @@ def membrane_map(
     *,
     symmetries: bool = True,
     shifts: Sequence[int] = (0,),
-    device: str = "cpu",
+    device: str | None = None,
     write: Callable[[Tile, NDArray[np.float32]], None] | None = None,
     **more: Any,
 ) -> NDArray[np.float32]:
@@ -406,13 +454,13 @@ def membrane_map(
     image : array-like
         Grey, shape (Y, X), or anything that gives the pixels of two slices.
     options : Options, optional
-        Windows; nothing in them changes the result.
+        Windows, device, scheduler; nothing in them changes the result.
     symmetries : bool
         Average over the eight symmetries.
     shifts : sequence of int
         Average over crops that begin so many pixels earlier (paper: overlapping crops).
-    device : str
-        Where to compute.
+    device : str, optional
+        Where to compute; None: as the options say.
     write : callable, optional
         Called with each tile and its probabilities (y, x) in place of the result, which is then empty.
     **more
@@ -433,7 +481,9 @@ def membrane_map(
         return (pixels.astype(np.float32) - np.float32(mean)) / np.float32(deviation)
 
     hand_over = write or keep
-    chosen = options or Options(device="cuda" if device.startswith("cuda") else "cpu")
+    chosen = options or Options()
+    if device is not None:
+        chosen = replace(chosen, device="cuda" if device.startswith("cuda") else "cpu")
     averaged = SymmetryAverage(network, symmetries, shifts)
     predict(averaged, image, lambda tile, p: hand_over(tile, p[MEMBRANE]), chosen, prepare=prepare, **more)
     return found
@@ -446,7 +496,40 @@ def fused_map(probability: NDArray[np.float32], fusion: Fusion) -> NDArray[np.fl
     return fuse(probability, closed_contours(probability, fusion.sigma, fusion.depth), fusion.w_f)
 
 
-def choose_fusion(maps: Sequence[NDArray[np.float32]], sections: Sequence[TracedSection]) -> Fusion:
+def segment(
+    model: Model, image: Image, options: Options | None = None, *, least: int = 0, **more: Any
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Membranes and cells of a section.
+
+    Parameters
+    ----------
+    model : Model
+        Trained.
+    image : array-like
+        Grey, shape (Y, X).
+    options : Options, optional
+        Windows, device, scheduler; nothing in them changes the result.
+    least : int
+        Pixels that a cell needs.
+    **more
+        As of `membrane_map`.
+
+    Returns
+    -------
+    probability : ndarray of float32
+        p_f, shape (Y, X), in [0, 1].
+    cells : ndarray of int32
+        Shape (Y, X): the parts below 0.5 as 1, 2, ..., 0 on membrane.
+    """
+    probability = fused_map(membrane_map(model.network, image, options, **more), model.fusion)
+    return probability, cells_between(probability >= HALF, least)
+
+
+def choose_fusion(
+    maps: Sequence[NDArray[np.float32]],
+    sections: Sequence[TracedSection],
+    progress: Progress = lambda *_: None,
+) -> Fusion:
     """The w_f and depth with the best V_rand at the threshold 0.5; of equals the smaller w_f, then depth.
 
     Parameters
@@ -454,18 +537,28 @@ def choose_fusion(maps: Sequence[NDArray[np.float32]], sections: Sequence[Traced
     maps : sequence of ndarray of float32
         p of each section, shape (Y, X).
     sections : sequence of TracedSection
-        With the truth.
+        With the truth; those without a cell do not count.
+    progress : callable
+        Called with the depths tried and to be tried.
+
+    Raises
+    ------
+    ValueError
+        If no section holds a cell.
     """
-    truths = [cells_between(section.membrane) for section in sections]
-    best = Fusion(0.0, DEPTHS[0], v_rand=-1.0)
-    for depth in DEPTHS:
-        contours = [closed_contours(p, best.sigma, depth) for p in maps]
+    pairs = [(p, cells_between(section.membrane)) for p, section in zip(maps, sections, strict=True)]
+    pairs = [(p, truth) for p, truth in pairs if truth.any()]
+    if not pairs:
+        raise ValueError("choose_fusion(): no section holds a cell; give sections with cells between the membranes")
+    tried: list[Fusion] = []
+    for i, depth in enumerate(DEPTHS, start=1):
+        contours = [closed_contours(p, Fusion.sigma, depth) for p, _ in pairs]
         for w_f in WEIGHTS_OF_FUSION:
-            fused = [fuse(p, lines, w_f) for p, lines in zip(maps, contours, strict=True)]
-            score = float(np.mean([v_rand(thin(f < 0.5), t).score for f, t in zip(fused, truths, strict=True)]))
-            if score > (best.v_rand or 0.0):
-                best = Fusion(w_f, depth, best.sigma, score)
-    return best
+            cells = [fuse(p, lines, w_f) < HALF for (p, _), lines in zip(pairs, contours, strict=True)]
+            scores = [v_rand(thin(found), truth).score for found, (_, truth) in zip(cells, pairs, strict=True)]
+            tried.append(Fusion(w_f, depth, v_rand=float(np.mean(scores))))
+        progress(i, len(DEPTHS))
+    return max(tried, key=lambda fusion: (fusion.v_rand, -fusion.w_f, -fusion.depth))
 
 
 # ---- in a file ------------------------------------------------------------------------------------------------------
@@ -483,15 +576,16 @@ def from_model(file: ModelFile) -> Model:
     Raises
     ------
     ValueError
-        If the file's settings or weights are not those of this method.
+        If the file's settings or weights are not those of this method, or out of range.
     """
     about = dict(file.settings)
     try:
         fusion = Fusion(**about.pop("fusion"))
         settings = Settings(**about)
+        settings.check()
         network = build(settings)
         network.load_state_dict(dict(file.weights))
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         found = str(error).splitlines()[0]
         raise ValueError(
             f"from_model(): settings and weights do not fit together ({found}); train the model anew"
