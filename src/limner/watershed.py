@@ -9,6 +9,9 @@ References
 .. [2] Beucher and Lantuejoul, "Use of watersheds in contour detection", 1979
 """
 
+# SimpleITK has no type hints.
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -18,6 +21,8 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from limner.metrics.objects import count_overlaps
 
 
 def closed_contours(probability: NDArray[np.float32], sigma: float, depth: float) -> NDArray[np.bool_]:
@@ -47,7 +52,7 @@ def closed_contours(probability: NDArray[np.float32], sigma: float, depth: float
     """
     smooth = ndimage.gaussian_filter(probability, sigma) if sigma > 0 else probability
     image = sitk.GetImageFromArray(np.ascontiguousarray(smooth, np.float32))
-    basins = sitk.MorphologicalWatershed(  # type: ignore[no-untyped-call]
+    basins = sitk.MorphologicalWatershed(
         image, level=depth, markWatershedLine=True, fullyConnected=False
     )
     return np.asarray(sitk.GetArrayViewFromImage(basins) == 0)
@@ -81,7 +86,7 @@ def cells_between(membrane: NDArray[np.bool_], least: int = 0) -> NDArray[np.int
         Shape (Y, X); cells are 4-connected, in the order of rows.
     """
     parts, _ = ndimage.label(~membrane)
-    sizes = np.bincount(parts.ravel())
+    sizes = np.bincount(parts.ravel(), minlength=1)
     kept = sizes >= max(least, 1)
     kept[0] = False
     return np.where(kept, np.cumsum(kept), 0)[parts].astype(np.int32)
@@ -97,7 +102,7 @@ def link_sections(
     before : ndarray of int
         Cells of the section before by their ids in the volume, shape (Y, X), 0 between them.
     cells : ndarray of int32
-        Cells of this section as 1, 2, ..., shape (Y, X).
+        Cells of this section as 1, 2, ..., N, shape (Y, X).
     first_new : int
         The first id that is free.
     share : float
@@ -106,7 +111,12 @@ def link_sections(
     Returns
     -------
     ndarray of int64
-        Shape (N + 1,): the id of each of the N cells by its number here; 0 for 0.
+        Shape (N + 1,): the id of each cell by its number here; 0 for 0 and for numbers that no pixel has.
+
+    Raises
+    ------
+    ValueError
+        If the sections differ in size.
 
     Examples
     --------
@@ -114,54 +124,57 @@ def link_sections(
     >>> link_sections(before, np.array([[1, 1, 0, 2, 0, 3]], np.int32), first_new=10)
     array([ 0,  7, 10,  9])
     """
-    ids = np.zeros(int(cells.max(initial=0)) + 1, np.int64)
-    known, earlier = np.unique(before, return_inverse=True)
-    earlier = earlier.reshape(before.shape)
-    sizes_before, sizes = np.bincount(earlier.ravel()), np.bincount(cells.ravel())
-    shared = (before > 0) & (cells > 0)
-    pairs, both = np.unique(np.stack([earlier[shared], cells[shared]]), axis=1, return_counts=True)
-    order = np.argsort(-both, kind="stable")  # the largest overlap of each comes first
-    (first, second), both = pairs[:, order], both[order]
+    if before.shape != cells.shape:
+        raise ValueError(
+            f"link_sections(): sections of shape {before.shape} and {cells.shape} found; give sections of one size"
+        )
+    known, numbers = (np.unique(ids[ids > 0]) for ids in (before, cells))
+    overlaps = count_overlaps(cells, before)
+    order = np.argsort(-overlaps.pixels, kind="stable")  # the largest overlap of each comes first
+    first, second, both = (a[order] for a in (overlaps.true_index, overlaps.predicted_index, overlaps.pixels))
     best_of_first, best_of_second = (np.unique(side, return_index=True)[1] for side in (first, second))
     mutual = np.intersect1d(best_of_first, best_of_second)
-    enough = both[mutual] >= share * np.minimum(sizes_before[first[mutual]], sizes[second[mutual]])
-    ids[second[mutual[enough]]] = known[first[mutual[enough]]]
-    new = np.flatnonzero(ids[1:] == 0) + 1
+    first, second, both = first[mutual], second[mutual], both[mutual]
+    enough = both >= share * np.minimum(overlaps.true_sizes[first], overlaps.predicted_sizes[second])
+    ids = np.zeros(int(cells.max(initial=0)) + 1, np.int64)
+    ids[numbers[second[enough]]] = known[first[enough]]
+    new = numbers[ids[numbers] == 0]
     ids[new] = first_new + np.arange(len(new))
     return ids
 
 
 def link_stack(sections: Iterable[NDArray[np.int32]], share: float = 0.5) -> Iterator[NDArray[np.int64]]:
-    """Cells of one section after the other by ids that are unique over the volume; no more than two are in memory.
+    """Cells of section after section under ids that are unique over the volume.
 
     Parameters
     ----------
     sections : iterable of ndarray of int32
-        Cells of each section as 1, 2, ..., all of one shape (Y, X).
+        Cells of each section as 1, 2, ..., shape (Y, X), such as `cells_between` gives; taken one at a time.
     share : float
         As of `link_sections`.
 
     Yields
     ------
     ndarray of int64
-        Shape (Y, X).
+        Shape (Y, X): ids from 1 on. A section without a cell, such as one that is missing, is passed over: the next
+        one is linked to the last that has any.
 
     Raises
     ------
     ValueError
-        If a section is of another shape than the one before.
+        If the sections differ in size.
+
+    Examples
+    --------
+    >>> sections = np.array([[[1, 1, 0, 2]], [[1, 0, 2, 2]], [[0, 0, 1, 1]]], np.int32)
+    >>> [ids.tolist() for ids in link_stack(sections)]
+    [[[1, 1, 0, 2]], [[1, 0, 2, 2]], [[0, 0, 2, 2]]]
     """
-    before: NDArray[np.int64] | None = None
-    first_new = 1
-    for z, cells in enumerate(sections):
-        if before is None:
-            before = np.zeros(cells.shape, np.int64)
-        if cells.shape != before.shape:
-            raise ValueError(
-                f"link_stack(): section {z} has shape {cells.shape}, the one before {before.shape}; link sections of "
-                "one size"
-            )
-        ids = link_sections(before, cells, first_new, share)
-        first_new = max(first_new, int(ids.max(initial=0)) + 1)
-        before = ids[cells]
-        yield before
+    before, first_new = None, 1
+    for cells in sections:
+        ids = link_sections(np.zeros_like(cells) if before is None else before, cells, first_new, share)
+        first_new = max(first_new, int(ids.max()) + 1)
+        linked = ids[cells]
+        if before is None or cells.any():
+            before = linked
+        yield linked

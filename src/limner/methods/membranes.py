@@ -11,6 +11,7 @@ membranes that fade.
 | mean over symmetries and crops | `membrane_map`, with `limner.networks.symmetry_average` |
 | p_w and p_f = w_f p_w + (1 - w_f) p | `limner.watershed.closed_contours`, `fuse` |
 | w_f on training sections | `choose_fusion` |
+| the whole of it | `fit`, `segment` |
 
 Departures, with what they gained (docs/benchmarks.md):
 
@@ -43,7 +44,7 @@ from torch.nn import functional as F
 from limner.augmentation import elastic
 from limner.checkpoint import Checkpoint
 from limner.inference import Image, Options, predict
-from limner.metrics.neurites import thin, v_rand
+from limner.metrics.neurites import HALF, thin, v_rand
 from limner.model_file import ModelFile
 from limner.networks.contextual import ContextualNetwork
 from limner.networks.symmetry_average import SymmetryAverage
@@ -57,7 +58,8 @@ TASK = "membranes"
 MEMBRANE = 1  # channel of the network's output; 0 is the cells'
 UNKNOWN = -1
 HALF = 0.5  # the threshold; w_f is chosen so that it needs no tuning
-SAMPLED = 1_000_000  # pixels of a section that its mean and deviation are taken from
+SAMPLED = 1_000_000  # pixels, about, that a section's mean and deviation are taken from
+BAND = 512  # rows of a section that are read at once for them
 ROOM = 8  # a patch is cut out with an eighth of its side around it, so that bending brings in what lies beside it
 WEIGHTS_OF_FUSION = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35)  # from a third on every contour is above 0.5
 DEPTHS, SIGMAS = (0.05, 0.1, 0.2), (1.0, 2.0)  # less deep: cells are split; pixels
@@ -101,7 +103,8 @@ class Settings:
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be."""
         above = ("batch", "patch", "rate")
-        not_below = ("width", "auxiliary", "steps", "decay_steps", "weight_decay", "elastic_px", "contrast", "seed")
+        shares = ("dropout", "contrast")
+        not_below = ("width", "auxiliary", "steps", "decay_steps", "weight_decay", "elastic_px", "seed", *shares)
         for name in above:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name}: {getattr(self, name)} is not possible; give a number above 0")
@@ -110,10 +113,12 @@ class Settings:
                 raise ValueError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not possible; give 0 or more")
         if self.patch % 16:
             raise ValueError(f"--patch: {self.patch} is no multiple of 16; give 128, 256, 480, ...")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"--dropout: {self.dropout} is no share; give 0 or more, below 1")
-        if self.network not in ("contextual", "unet") or self.optimiser not in ("adam", "sgd"):
-            raise ValueError("Settings(): network is contextual or unet, optimiser adam or sgd")
+        for name in shares:
+            if not getattr(self, name) < 1:
+                raise ValueError(f"--{name}: {getattr(self, name)} is no share; give 0 or more, below 1")
+        for name, known in (("network", ("contextual", "unet")), ("optimiser", ("adam", "sgd"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name}: {getattr(self, name)} is not known; give {' or '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -148,10 +153,24 @@ class TracedSection:
         Grey, shape (Y, X).
     membrane : ndarray of bool
         True on membrane, shape (Y, X).
+
+    Raises
+    ------
+    ValueError
+        If the two differ in size, or the membrane is no mask.
     """
 
     image: NDArray[Any]
     membrane: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if self.image.shape != self.membrane.shape or self.image.ndim != 2:
+            raise ValueError(
+                f"TracedSection(): an image of shape {self.image.shape} and membranes of shape {self.membrane.shape} "
+                "found; give both in grey, shape (y, x), of one size"
+            )
+        if self.membrane.dtype != bool:
+            raise ValueError(f"TracedSection(): membranes of type {self.membrane.dtype} found; give true on membrane")
 
 
 @dataclass(frozen=True)
@@ -224,17 +243,22 @@ def auxiliary_weight(step: int, settings: Settings) -> float:
 
 
 def rate_at(step: int, settings: Settings) -> float:
-    """Learning rate of a step."""
+    """Learning rate of a step: divided by 10 every so many (paper), or 30 steps of warming up and a cosine to 0."""
     if settings.decay_steps:
         return float(settings.rate * 0.1 ** (step // settings.decay_steps))
     return settings.rate * min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
 
 def grey_statistics(image: Image) -> tuple[float, float]:
-    """Mean and deviation of a section, of at most `SAMPLED` pixels spread over it."""
-    stride = max(1, math.isqrt(max(1, image.shape[0] * image.shape[1] // SAMPLED)))
-    rows = range(0, image.shape[0], stride)
-    some = np.concatenate([np.asarray(image[y : y + 1, ::stride], np.float64).ravel() for y in rows])
+    """Mean and deviation of a section, of every n-th row and column where it has more than `SAMPLED` pixels.
+
+    Rows are read in bands, so that a section of any size needs little memory.
+    """
+    height, width = image.shape[:2]
+    stride = max(1, math.ceil(math.sqrt(height * width / SAMPLED)))
+    rows = math.ceil(BAND / stride) * stride
+    bands = (np.asarray(image[slice(y, y + rows), slice(0, width)]) for y in range(0, height, rows))
+    some = np.concatenate([band[::stride, ::stride].ravel() for band in bands]).astype(np.float64)
     return float(some.mean()), max(float(some.std()), 1e-6)
 
 
@@ -271,8 +295,10 @@ def train(
     Raises
     ------
     ValueError
-        If the loss becomes infinite or no number.
+        If the loss becomes infinite or no number, or `Settings.steps` was left open, which `settle` fills in.
     """
+    if not settings.steps:
+        raise ValueError("train(): 0 steps found; give some, such as settle() chooses for the device")
     prepared = [_prepared(section, settings.patch) for section in sections]
     generator = torch.Generator().manual_seed(settings.seed)
     weights = list(network.parameters())
@@ -284,27 +310,33 @@ def train(
     network.train().to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # up to twice as fast on a CPU
     losses = checkpoint.restore(network, optimiser, generator) if checkpoint else []
-    for step in range(len(losses), settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate_at(step, settings)
-        images, targets = _batch(prepared, settings, generator)
-        images = images.to(device, memory_format=torch.channels_last)
-        with torch.random.fork_rng(devices=[]):  # what drops out follows from the step, also in one that goes on
-            torch.manual_seed(settings.seed + step)
-            scores = network.scores(images) if isinstance(network, ContextualNetwork) else [network(images)]
-        auxiliary = auxiliary_weight(step, settings) if len(scores) > 1 else 0.0
-        loss = contextual_loss(scores, targets.to(device), auxiliary)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise ValueError(f"train(): the loss is {losses[-1]} at step {step + 1}; give a lower rate (--rate)")
-        if checkpoint:
-            checkpoint.keep(network, optimiser, generator, losses)
-        progress(step + 1, settings.steps)
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+        for step in range(len(losses), settings.steps):
+            torch.manual_seed(settings.seed + step)  # dropout draws from torch's own generator
+            losses.append(_descend(network, optimiser, _batch(prepared, settings, generator), step, settings))
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"train(): the loss is {losses[-1]} at step {step + 1}; give a lower rate (--rate)")
+            if checkpoint:
+                checkpoint.keep(network, optimiser, generator, losses)
+            progress(step + 1, settings.steps)
     network.eval()
     return losses
+
+
+def _descend(
+    network: Network, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], step: int, settings: Settings
+) -> float:
+    """One gradient step; returns its loss."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate_at(step, settings)
+    device = next(network.parameters()).device
+    images, targets = batch[0].to(device, memory_format=torch.channels_last), batch[1].to(device)
+    scores = network.scores(images) if isinstance(network, ContextualNetwork) else [network(images)]
+    loss = contextual_loss(scores, targets, auxiliary_weight(step, settings) if len(scores) > 1 else 0.0)
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    return loss.item()
 
 
 def _prepared(section: TracedSection, patch: int) -> Tensor:
@@ -576,21 +608,31 @@ def choose_fusion(
     maps : sequence of ndarray of float32
         p of each section, shape (Y, X).
     sections : sequence of TracedSection
-        With the truth.
+        With the truth; those without a cell do not count.
     progress : callable
-        Called with what is tried of the watersheds and their number.
+        Called with the watersheds tried and to be tried.
+
+    Raises
+    ------
+    ValueError
+        If no section holds a cell.
     """
-    truths = [cells_between(section.membrane) for section in sections]
-    best = Fusion(0.0, DEPTHS[0], SIGMAS[0], -1.0)
+    pairs = [(p, cells_between(section.membrane)) for p, section in zip(maps, sections, strict=True)]
+    pairs = [(p, truth) for p, truth in pairs if truth.any()]
+    if not pairs:
+        raise ValueError("choose_fusion(): no section holds a cell; give sections with cells between the membranes")
     watersheds = list(product(SIGMAS, DEPTHS))
+    best: Fusion | None = None
     for tried, (sigma, depth) in enumerate(watersheds, start=1):
-        contours = [closed_contours(p, sigma, depth) for p in maps]
+        contours = [closed_contours(p, sigma, depth) for p, _ in pairs]
         for w_f in WEIGHTS_OF_FUSION:
-            fused = [levelled(p, lines, w_f) for p, lines in zip(maps, contours, strict=True)]
-            score = float(np.mean([v_rand(thin(f < HALF), t).score for f, t in zip(fused, truths, strict=True)]))
-            if best.v_rand is None or score > best.v_rand:
-                best = Fusion(w_f, depth, sigma, score)
+            cells = [levelled(p, lines, w_f) < HALF for (p, _), lines in zip(pairs, contours, strict=True)]
+            scores = [v_rand(thin(found), truth).score for found, (_, truth) in zip(cells, pairs, strict=True)]
+            mean = float(np.mean(scores))
+            if best is None or best.v_rand is None or mean > best.v_rand:
+                best = Fusion(w_f, depth, sigma, mean)
         progress(tried, len(watersheds))
+    assert best is not None
     return best
 
 
@@ -609,15 +651,16 @@ def from_model(file: ModelFile) -> Model:
     Raises
     ------
     ValueError
-        If the file's settings or weights are not those of this method.
+        If the file's settings or weights are not those of this method, or out of range.
     """
     about = dict(file.settings)
     try:
         fusion = Fusion(**about.pop("fusion"))
         settings = Settings(**about)
+        settings.check()
         network = build(settings)
         network.load_state_dict(dict(file.weights))
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         found = str(error).splitlines()[0]
         raise ValueError(
             f"from_model(): settings and weights do not fit together ({found}); train the model anew"

@@ -24,7 +24,12 @@ class SymmetryAverage(nn.Module):
     symmetries : bool
         Average over all eight; else the image as it is.
     shifts : sequence of int
-        By how many pixels, below the alignment, the crops averaged over begin earlier.
+        By how many pixels, below the alignment, the crops averaged over begin earlier; at least one.
+
+    Raises
+    ------
+    ValueError
+        If there is no shift, or one that is not below the alignment.
 
     Examples
     --------
@@ -43,6 +48,10 @@ class SymmetryAverage(nn.Module):
         self.network = network
         self.turns = [(k, mirrored) for k in range(4) for mirrored in (False, True)] if symmetries else [(0, False)]
         self.shifts = tuple(shifts)
+        if not self.shifts or not all(0 <= shift < self.alignment for shift in self.shifts):
+            raise ValueError(
+                f"SymmetryAverage(): shifts {self.shifts} found; give one or more from 0 to {self.alignment - 1}"
+            )
 
     @property
     def alignment(self) -> int:

@@ -1,4 +1,4 @@
-"""The five-level U-Net for nuclei, with two output maps and a receptive field known to the pixel."""
+"""The U-Net whose receptive field is known to the pixel, so that tiles give what the whole image gives."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TiledUNet(nn.Module):
     in_channels : int
         Number of input channels C.
     n_maps : int
-        Number of output maps L; the paper's two are background and nucleus.
+        Number of output maps L; two are background and object (nuclei), or cell and membrane.
     widths : tuple of int
         Channels of each level, from the full size down; each level halves the size. `PAPER_WIDTHS` has 31 M
         parameters, the default 1.9 M.
