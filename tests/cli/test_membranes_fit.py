@@ -123,6 +123,8 @@ def test_validation_is_told_and_kept(folder: Path, capsys: pytest.CaptureFixture
     assert "pixel size: 0.004 um" in about
     assert "training_sections: s0.png, s1.png" in about
     assert "validation_sections: s2.png, s3.png" in about
+    assert "made from labels: s0.png, s1.png" in about
+    assert "scored on validation_labels: s2.png, s3.png" in about
     assert any(line.startswith("fusion: w_f ") for line in about)
     assert any(line.startswith("validation: v_rand 0.") for line in about)
     assert not any("{" in line for line in about)
