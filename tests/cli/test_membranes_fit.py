@@ -312,7 +312,7 @@ def test_images_and_labels_that_do_not_fit(folder: Path, capsys: pytest.CaptureF
     iio.imwrite(folder / "labels" / "s1.png", as_in_isbi(membrane(1)))
     iio.imwrite(folder / "images" / "s1.png", np.stack([picture(membrane(1), i) for i in range(3)], axis=-1))
     assert "section s1.png" in (error := refused(folder, capsys))
-    assert "is in colour; give grey sections" in error
+    assert "is in colour" in error
     iio.imwrite(folder / "labels" / "other.png", as_in_isbi(membrane(1)))
     iio.imwrite(folder / "images" / "s1.png", picture(membrane(1)))
     assert "other.png is named like no section of" in refused(folder, capsys)
