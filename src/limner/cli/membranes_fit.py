@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +25,7 @@ from limner.inference import Options
 from limner.methods.membranes import (
     Fusion,
     Model,
+    Network,
     Settings,
     TracedSection,
     build,
@@ -111,11 +112,11 @@ class MembranesFit:
         with checkpoint.stop_after_step():
             losses = train(network, list(given.training.values()), given.settings, device, tell, checkpoint)
         trained = time.monotonic()
-        maps, fusion = fuse(given, lambda image: membrane_map(network, image, None, options), report)
+        maps, fusion = fuse(given, network, report)
         scores = score(maps, fusion, given) if given.validation else None
         seconds = {"training": round(trained - began, 1), "fusion": round(time.monotonic() - trained, 1)}
         course = {"started": started, "ended": utc_now(), "seconds": seconds, "resumed_at_step": done}
-        origin = {"inputs": given.traced.hashes, "versions": package_versions(), "device": given.device}
+        origin = {"inputs": hashes_by_use(given), "versions": package_versions(), "device": given.device}
         record = {**facts, **origin, **course, "losses": thinned(losses), "validation": scores}
         to_model(Model(network, given.settings, fusion, given.um_per_px), to_plain(record)).write(self.output)
         print_result(losses, fusion, scores)
@@ -224,13 +225,23 @@ def describe(given: Inputs, command: MembranesFit) -> dict[str, Any]:
     }
 
 
-def fuse(
-    given: Inputs, map_of: Callable[[NDArray[Any]], NDArray[np.float32]], report: Report
-) -> tuple[list[NDArray[np.float32]], Fusion]:
+def hashes_by_use(given: Inputs) -> dict[str, dict[str, str]]:
+    """SHA-256 of every file by argument and name, files of sections kept out of training by themselves."""
+    kept_out = {
+        Path(name).stem for name in given.validation if Path(name).suffix
+    }  # not those of one file: "0", "1", ...
+    hashes: dict[str, dict[str, str]] = {}
+    for what, files in given.traced.hashes.items():
+        hashes[what] = {name: sha for name, sha in files.items() if Path(name).stem not in kept_out}
+        hashes[f"validation_{what}"] = {name: sha for name, sha in files.items() if Path(name).stem in kept_out}
+    return hashes
+
+
+def fuse(given: Inputs, network: Network, report: Report) -> tuple[list[NDArray[np.float32]], Fusion]:
     """Maps of the sections that the fusion is chosen on, and the fusion."""
-    maps = []
+    maps, options = [], Options(device="cuda" if given.device.startswith("cuda") else "cpu")
     for done, section in enumerate(given.chosen_on, start=1):
-        maps.append(map_of(section.image))
+        maps.append(membrane_map(network, section.image, options=options))
         report("maps", done, len(given.chosen_on))
     return maps, choose_fusion(maps, given.chosen_on, lambda done, n: report("fusion", done, n))
 

@@ -84,8 +84,7 @@ def open_stack(path: Path, section_axis: str = "z") -> Stack:
         return Stack(names, source, spacing, (0.0, 0.0, 0.0), IDENTITY, lambda z: load_section(files[z])[0])
     content = load(path).with_sections_first(axis)
     names = tuple(str(z) for z in range(len(content.pixels)))
-    source = replace(content.source, file_spacing=content.spacing)
-    return Stack(names, source, content.spacing, content.origin, content.direction, lambda z: content.pixels[z])
+    return Stack(names, content.source, content.spacing, content.origin, content.direction, lambda z: content.pixels[z])
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,8 @@ def _labels_of(path: Path, stack: Stack) -> Iterator[tuple[int, Path, Labels]]:
         return
     shape = (len(stack), *stack[0].shape)
     space = Space(shape, stack.spacing or ANY_SPACING, stack.origin, stack.direction)
-    like = Volume(np.broadcast_to(np.uint8(0), shape), space, stack.source)  # no pixel of it is looked at
+    source = replace(stack.source, file_spacing=stack.spacing)
+    like = Volume(np.broadcast_to(np.uint8(0), shape), space, source)  # no pixel of it is looked at
     found = read_labels(path, like, labelled=range(len(stack))).label_map.labels
     yield from ((z, path, labels) for z, labels in enumerate(found))
 

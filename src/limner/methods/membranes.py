@@ -413,9 +413,8 @@ def fit(
     settings = settle(sections, settings, device)
     network = build(settings)
     losses = train(network, sections, settings, device, progress, checkpoint)
-    chosen_on = validation or sections
-    on_device = Options(device="cuda" if device.startswith("cuda") else "cpu")
-    fusion = choose_fusion([membrane_map(network, s.image, None, on_device) for s in chosen_on], chosen_on)
+    chosen_on, options = validation or sections, Options(device="cuda" if device.startswith("cuda") else "cpu")
+    fusion = choose_fusion([membrane_map(network, s.image, options=options) for s in chosen_on], chosen_on)
     return Model(network, settings, fusion, um_per_px), losses
 
 
