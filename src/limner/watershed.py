@@ -52,9 +52,7 @@ def closed_contours(probability: NDArray[np.float32], sigma: float, depth: float
     """
     smooth = ndimage.gaussian_filter(probability, sigma) if sigma > 0 else probability
     image = sitk.GetImageFromArray(np.ascontiguousarray(smooth, np.float32))
-    basins = sitk.MorphologicalWatershed(
-        image, level=depth, markWatershedLine=True, fullyConnected=False
-    )
+    basins = sitk.MorphologicalWatershed(image, level=depth, markWatershedLine=True, fullyConnected=False)
     return np.asarray(sitk.GetArrayViewFromImage(basins) == 0)
 
 

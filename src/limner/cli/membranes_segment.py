@@ -28,6 +28,7 @@ from limner.parallel import keep_freed_memory
 from limner.run_record import RunRecord, content_key, hash_file
 
 ALGORITHM = 1  # raised whenever the same settings give other maps
+SEEN = 256  # pixels of the first section, either way, that are looked at before anything is computed
 UNLIKE = 1.25  # times the pixel size that the model was trained at
 
 
@@ -54,7 +55,7 @@ class MembranesSegment:
     least_cell: int = 50
     """Pixels that a cell needs; smaller gaps in membranes are none."""
     w_f: Annotated[float | None, arg(metavar="W", help_behavior_hint="(default: the model's)")] = None
-    """Weight of the contours that the watershed closes, 0 to 1; 0: the network's map alone."""
+    """Weight of the contours that the watershed closes, below 1; 0: the network's map alone."""
     depth: Annotated[float | None, arg(metavar="D", help_behavior_hint="(default: the model's)")] = None
     """Cells whose border is nowhere this much higher than their inside become one with a neighbour, 0 to 1."""
     averaging: Averaging = field(default_factory=Averaging)
@@ -153,14 +154,15 @@ def read_inputs(command: MembranesSegment) -> Inputs:
         raise ValueError(f"--tile: {str(error).removeprefix('TileGrid(): ')}") from None
     stack = open_sections(command.images, spacing=command.spacing or None, section_axis=command.section_axis)
     _check_sizes(command, stack)
+    _check_pixels(stack)
     return Inputs(stack, dataclasses.replace(model, fusion=fusion), options, device, _notes(stack, model))
 
 
 def _check_options(command: MembranesSegment) -> None:
     for name in ("w_f", "depth"):
         value = getattr(command, name)
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"--{name.replace('_', '-')}: {value} is out of range; give 0 to 1")
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: {value} is out of range; give 0 or more, below 1")
     if command.least_cell < 0:
         raise ValueError(f"--least-cell: {command.least_cell} is below 0; give pixels, 0 or more")
     if command.jobs < 1:
@@ -168,13 +170,21 @@ def _check_options(command: MembranesSegment) -> None:
 
 
 def _check_sizes(command: MembranesSegment, stack: SectionStack) -> None:
-    sizes = {section.shape: section.name for section in stack}
+    sizes = dict[tuple[int, int], str]()
+    for section in stack:
+        sizes.setdefault(section.shape, section.name)
     if command.link_sections and len(sizes) > 1:
         (first, one), (second, other), *_ = sizes.items()
         raise ValueError(
-            f"--link-sections: {one} has {first} pixels, {other} {second} (y, x); align the sections to one size, or "
-            "give --cells alone"
+            f"--link-sections: {one} has {first[0]} x {first[1]} pixels, {other} {second[0]} x {second[1]}; align the "
+            "sections to one size, or give --cells alone"
         )
+
+
+def _check_pixels(stack: SectionStack) -> None:
+    """Read a little of the first section: a damaged file or colours are told before anything is computed."""
+    height, width = (n // 2 for n in stack[0].shape)
+    stack[0][height : height + SEEN, width : width + SEEN]
 
 
 def _notes(stack: SectionStack, model: Model) -> tuple[str, ...]:

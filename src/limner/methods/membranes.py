@@ -57,7 +57,6 @@ from limner.watershed import cells_between, closed_contours, fuse
 TASK = "membranes"
 MEMBRANE = 1  # channel of the network's output; 0 is the cells'
 UNKNOWN = -1
-HALF = 0.5  # the threshold; w_f is chosen so that it needs no tuning
 SAMPLED = 1_000_000  # pixels, about, that a section's mean and deviation are taken from
 BAND = 512  # rows of a section that are read at once for them
 ROOM = 8  # a patch is cut out with an eighth of its side around it, so that bending brings in what lies beside it
