@@ -104,7 +104,6 @@ class MembranesFit:
         done = announce(checkpoint)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         network, device = build(given.settings), given.device.split()[0]
-        options = Options(device="cuda" if device == "cuda" else "cpu")
 
         def tell(step: int, steps: int) -> None:
             report("training", step - done, steps - done)
