@@ -121,6 +121,13 @@ def test_stack_of_one_stated_page(tmp_path):
     assert_like_read(tmp_path / "b.tif")
 
 
+def test_tiles_that_are_left_out_are_zeros(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        tiles = [PIXELS[0, :16, :16], None, None, PIXELS[1, :16, :16], None, None, None, None] * 2
+        tif.write(iter(tiles), shape=(2, 32, 64), dtype=np.uint16, tile=(16, 16), compression="zlib")
+    assert_like_read(tmp_path / "a.tif")
+
+
 def test_palette_of_greys(tmp_path):
     palette = np.repeat((np.arange(256, dtype=np.uint16)[::-1] << 8)[None], 3, axis=0)
     indices = (PIXELS % 200).astype(np.uint8)
@@ -313,11 +320,23 @@ def test_threads_of_inference_read_it(tmp_path, ending, make_folder):
     np.testing.assert_array_equal(*found)
 
 
-def test_threads_that_read_different_sections(folder):
+def test_threads_that_read_different_sections(folder, monkeypatch):
+    """One decodes at a time, and each gets its own section."""
+    decoding, most, original = [], [], section_stack.load_section
+
+    def load(file):
+        decoding.append(file)
+        most.append(len(decoding))
+        loaded = original(file)
+        decoding.remove(file)
+        return loaded
+
+    monkeypatch.setattr(section_stack, "load_section", load)
     stack = open_sections(folder)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: int(stack[i % 3][3:9, 5:9].max()), range(60)))
-    assert found == [50 * (i % 3) for i in range(60)]
+        found = list(pool.map(lambda i: int(stack[i % 3][3:9, 5:9].max()), range(200)))
+    assert found == [50 * (i % 3) for i in range(200)]
+    assert max(most) == 1
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------------

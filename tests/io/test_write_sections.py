@@ -70,7 +70,7 @@ def test_as_the_whole_at_once_is_written(tmp_path, form, axis):
     if form == ".folder":
         stated["spacing"] = SPACING
     stack, volume = open_sections(path, section_axis=axis), read(path, **stated)
-    for dtype in TYPES:
+    for dtype in (np.float32, np.uint16):  # the second in place of the first
         result = result_of(volume.space.shape, dtype)
         written = write_sections(tmp_path / "sections", "p", iter(result), stack, dtype)
         at_once = write_result(tmp_path / "once", "p", result, volume)

@@ -184,9 +184,7 @@ def _checked(given: Iterator[NDArray[Any]], stack: SectionStack, dtype: np.dtype
             _check_labels(section, own.name, dtype)
         # Whoever writes takes no more than it needs, so what is too much must show before the last is handed over.
         if z == len(stack) - 1 and next(given, None) is not None:
-            raise ValueError(
-                f"write_sections(): more sections are given than the stack's {len(stack)}; give one each"
-            )
+            raise ValueError(f"write_sections(): more sections are given than the stack's {len(stack)}; give one each")
         yield section.astype(dtype, copy=False)
 
 
