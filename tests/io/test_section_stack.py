@@ -1,24 +1,20 @@
-"""Stacks read by windows against `read`, and results written section by section against other libraries."""
+"""Stacks read by windows against `read`, and and a network on it."""
 
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import imagecodecs
 import imageio.v3 as iio
-import nibabel
-import nrrd
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import tensorstore
 import tifffile
 import torch
 import zarr
 from torch import nn
 
 from limner.inference import Options, predict
-from limner.io import label_type, open_sections, read, write_ome_zarr, write_sections
-from limner.io import section_stack, tiff_planes
+from limner.io import open_sections, read, section_stack, tiff_planes, write_ome_zarr, write_sections
 from limner.space import Space
 from limner.volume import Volume
 
@@ -91,6 +87,9 @@ TIFFS = {
     "RGB separate": lambda path: tifffile.imwrite(
         path, np.moveaxis(RGB, -1, 1), photometric="rgb", planarconfig="separate", rowsperstrip=7
     ),
+    "volumetric": lambda path: tifffile.imwrite(
+        path, PIXELS, photometric="minisblack", volumetric=True, tile=(2, 16, 32), compression="zlib"
+    ),
     "pages one by one": lambda path: pages(path, PIXELS),
     "pages one by one, tiled": lambda path: pages(path, PIXELS, tile=(16, 32), compression="lzw"),
     "gaps": gapped,
@@ -120,6 +119,13 @@ def test_stack_of_one_stated_page(tmp_path):
     with tifffile.TiffFile(tmp_path / "b.tif") as tif:
         assert len(tif.pages) == 1
     assert_like_read(tmp_path / "b.tif")
+
+
+def test_tiles_that_are_left_out_are_zeros(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        tiles = [PIXELS[0, :16, :16], None, None, PIXELS[1, :16, :16], None, None, None, None] * 2
+        tif.write(iter(tiles), shape=(2, 32, 64), dtype=np.uint16, tile=(16, 16), compression="zlib")
+    assert_like_read(tmp_path / "a.tif")
 
 
 def test_palette_of_greys(tmp_path):
@@ -239,8 +245,8 @@ def test_a_folders_file_is_decoded_once_and_not_before(folder, monkeypatch):
 @pytest.mark.parametrize("kind", ["strips", "tiles", "one strip"])
 def test_tiff_reads_the_pieces_touched_alone(tmp_path, monkeypatch, kind):
     TIFFS[kind](tmp_path / "a.tif")
-    stack = open_sections(tmp_path / "a.tif")
     monkeypatch.setattr("limner.io.tiff_planes.STRIP_BYTES", 1)
+    stack = open_sections(tmp_path / "a.tif")
     calls = count_calls(monkeypatch, tiff_planes, "_tile")
     stack[2][20:21, 40:41]
     assert len(calls) == 1
@@ -314,11 +320,23 @@ def test_threads_of_inference_read_it(tmp_path, ending, make_folder):
     np.testing.assert_array_equal(*found)
 
 
-def test_threads_that_read_different_sections(folder):
+def test_threads_that_read_different_sections(folder, monkeypatch):
+    """One decodes at a time, and each gets its own section."""
+    decoding, most, original = [], [], section_stack.load_section
+
+    def load(file):
+        decoding.append(file)
+        most.append(len(decoding))
+        loaded = original(file)
+        decoding.remove(file)
+        return loaded
+
+    monkeypatch.setattr(section_stack, "load_section", load)
     stack = open_sections(folder)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: int(stack[i % 3][3:9, 5:9].max()), range(60)))
-    assert found == [50 * (i % 3) for i in range(60)]
+        found = list(pool.map(lambda i: int(stack[i % 3][3:9, 5:9].max()), range(200)))
+    assert found == [50 * (i % 3) for i in range(200)]
+    assert max(most) == 1
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------------
@@ -349,7 +367,7 @@ def test_pages_and_spacings_in_a_folder(tmp_path):
     with pytest.raises(ValueError, match=r"1.tif has spacing .* but 0.tif"):
         open_sections(tmp_path)
     tifffile.imwrite(tmp_path / "1.tif", PIXELS, photometric="minisblack")
-    with pytest.raises(ValueError, match="1.tif holds 4 pages in a folder of sections"):
+    with pytest.raises(ValueError, match=r"1\.tif holds 4 pages in a folder of sections"):
         open_sections(tmp_path)
     (tmp_path / "1.tif").unlink()
     assert open_sections(tmp_path).spacing == pytest.approx((0.05, 0.01, 0.01))

@@ -184,9 +184,7 @@ def _checked(given: Iterator[NDArray[Any]], stack: SectionStack, dtype: np.dtype
             _check_labels(section, own.name, dtype)
         # Whoever writes takes no more than it needs, so what is too much must show before the last is handed over.
         if z == len(stack) - 1 and next(given, None) is not None:
-            raise ValueError(
-                f"write_sections(): there are more sections than the stack's {len(stack)}; give one for each"
-            )
+            raise ValueError(f"write_sections(): more sections are given than the stack's {len(stack)}; give one each")
         yield section.astype(dtype, copy=False)
 
 
@@ -322,5 +320,7 @@ def _move_into_place(partial: Path, target: Path) -> None:
         partial.replace(target)
         return
     for file in sorted(partial.iterdir()):
+        other = ".tif" if file.suffix == ".png" else ".png"
         file.replace(target / file.name)
+        (target / file.name).with_suffix(other).unlink(missing_ok=True)  # an earlier result of another type
     partial.rmdir()
