@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,77 +14,17 @@ from numpy.typing import NDArray
 
 from limner.cli.arguments import parse_indices
 from limner.cli.image_files import hash_stack
-from limner.io import read_label_image, read_labels
-from limner.io.content import Triple, complete_spacing
-from limner.io.images import axis_number, load
+from limner.io import SectionStack, open_sections, read_label_image, read_labels
 from limner.io.ome_zarr import is_ome_zarr
-from limner.io.sections import list_sections, load_section
+from limner.io.sections import list_sections
 from limner.methods.membranes import TracedSection
 from limner.metrics.neurites import cells_of_labels
 from limner.run_record import hash_inputs
-from limner.space import IDENTITY, Space
-from limner.volume import Source, Volume
+from limner.space import Space
+from limner.volume import Volume
 
 ANY_SPACING = (1.0, 1.0, 1.0)  # in mm, where IMAGES state none: membranes are found without
 Labels = NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A stack of sections, each read when it is asked for.
-
-    Parameters
-    ----------
-    names : tuple of str
-        File names of a folder's sections, else "0", "1", ...
-    source : Source
-        The form it is kept in.
-    spacing : tuple of float or None
-        Between sections, along y and along x, in mm; None where the file does not state all three.
-    origin, direction : tuple
-        As of `Space`.
-    read : callable
-        From a section's index to its pixels, shape (Y, X) or (Y, X, 3).
-    """
-
-    names: tuple[str, ...]
-    source: Source
-    spacing: Triple | None
-    origin: Triple
-    direction: tuple[Triple, ...]
-    read: Callable[[int], NDArray[Any]]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, z: int) -> NDArray[Any]:
-        """Grey section `z`, shape (Y, X).
-
-        Raises
-        ------
-        ValueError
-            If it is in colour, or holds NaN or infinity.
-        """
-        section, found = self.read(z), f"IMAGES: section {self.names[z]} of {self.source.path}"
-        if section.ndim == 3 and (section != section[..., :1]).any():
-            raise ValueError(f"{found} is in colour; give grey sections")
-        if not np.isfinite(section).all():
-            raise ValueError(f"{found} holds NaN or infinity; replace these pixels, with 0 say")
-        return section[..., 0] if section.ndim == 3 else section
-
-
-def open_stack(path: Path, section_axis: str = "z") -> Stack:
-    """A folder's sections, read one by one, or any other stack that `limner.read` knows."""
-    axis = axis_number(section_axis, path)
-    if _is_folder(path):
-        files = list_sections(path)
-        names = tuple(file.name for file in files)
-        spacing = complete_spacing(load_section(files[0])[1], len(files))
-        source = Source("folder", path, files[0].suffix.lower(), names=names)
-        return Stack(names, source, spacing, (0.0, 0.0, 0.0), IDENTITY, lambda z: load_section(files[z])[0])
-    content = load(path).with_sections_first(axis)
-    names = tuple(str(z) for z in range(len(content.pixels)))
-    return Stack(names, content.source, content.spacing, content.origin, content.direction, lambda z: content.pixels[z])
 
 
 @dataclass(frozen=True)
@@ -135,7 +75,7 @@ def read_traced(images: Path, labels: Path, membrane_is: int = 0, section_axis: 
     ValueError
         If a file cannot be read, labels do not fit their image, no section is traced, or none holds membrane.
     """
-    stack = open_stack(images, section_axis)
+    stack = open_sections(images, section_axis=section_axis)
     sections, values, of_one_value, files = {}, set[int](), [], []
     for z, file, traced in _labels_of(labels, stack):
         files.append(file.name)
@@ -173,7 +113,7 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not is_ome_zarr(path)
 
 
-def _labels_of(path: Path, stack: Stack) -> Iterator[tuple[int, Path, Labels]]:
+def _labels_of(path: Path, stack: SectionStack) -> Iterator[tuple[int, Path, Labels]]:
     """Of every section that has labels its index, the file of its labels, and these, shape (Y, X)."""
     if _is_folder(path) and stack.source.kind == "folder":
         yield from _labels_of_files(path, stack)
@@ -186,7 +126,7 @@ def _labels_of(path: Path, stack: Stack) -> Iterator[tuple[int, Path, Labels]]:
     yield from ((z, path, labels) for z, labels in enumerate(found))
 
 
-def _labels_of_files(folder: Path, stack: Stack) -> Iterator[tuple[int, Path, Labels]]:
+def _labels_of_files(folder: Path, stack: SectionStack) -> Iterator[tuple[int, Path, Labels]]:
     index_of = {Path(name).stem: z for z, name in enumerate(stack.names)}
     for file in list_sections(folder):
         if file.stem not in index_of:
