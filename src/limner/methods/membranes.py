@@ -9,17 +9,17 @@ membranes that fade.
 | the network, C1, C2, C3 | `limner.networks.contextual.ContextualNetwork` |
 | the loss | `contextual_loss`, `auxiliary_weight`; lam is the optimiser's weight decay |
 | mean over symmetries and crops | `membrane_map`, with `limner.networks.symmetry_average` |
-| p_w and p_f = w_f p_w + (1 - w_f) p | `limner.watershed.closed_contours`, `fuse` |
+| p_w and p_f = w_f p_w + (1 - w_f) p | `limner.watershed.closed_contours`, `fuse`; `fused_map` |
 | w_f on training sections | `choose_fusion` |
 | the whole of it | `fit`, `segment` |
 
 Departures, with what they gained (docs/benchmarks.md):
 
 - Sections are brought to mean 0 and deviation 1 each, so that contrast may change from one to the next.
-- Batch normalisation, Adam and a rate that falls along a cosine: a training of half an hour on two cores. `--optimiser
-  sgd --rate 0.01 --decay-steps 2000 --patch 480` is the paper's.
-- w_f is chosen together with the depth below which basins are one, for the best V_rand at the threshold 0.5, so that
-  the map needs no tuned threshold.
+- Batch normalisation, Adam and a rate that falls along a cosine: a training of ten minutes. `--optimiser sgd --rate 0.01
+  --decay-steps 2000 --patch 480` is the paper's.
+- w_f is chosen together with smoothing and the depth below which basins are one, for the best V_rand at the threshold
+  0.5 of p_f / (1 - w_f), cut at 1 (`levelled`), so that the map needs no tuned threshold.
 
 References
 ----------
