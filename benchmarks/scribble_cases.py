@@ -57,9 +57,10 @@ class Case:
         first, length = present[0], present[-1] + 1 - present[0]
         return tuple(int(first + length * (i + 0.5) / n) for i in range(n))
 
-    def scribbles(self, sections: Sequence[int], seed: int) -> Scribbles:
-        """Four or five strokes a class on each of the sections."""
-        marks = simulate_scribbles(self.labels.labels, [self.label], sections, seed)
+    def scribbles(self, sections: Sequence[int], seed: int, found: NDArray[np.bool_] | None = None) -> Scribbles:
+        """Four or five strokes a class on each of the sections, where something was found where it was missed."""
+        labels = None if found is None else np.where(found, self.label, 0)
+        marks = simulate_scribbles(self.labels.labels, [self.label], sections, seed, found=labels)
         return Scribbles.from_marks(LabelMap(marks, self.labels.space))
 
 

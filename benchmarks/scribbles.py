@@ -87,22 +87,35 @@ def ladder(
         one = Session.open(case.images, replace(given, fields=1), models.get(1))
         yield row(case, "U-Net", network_heat(one, strokes)[1] > 0.5, {})
         session = Session.open(case.images, given, models.get(3))
-        yield row(case, "+ several fields of view", network_heat(session, strokes)[1] > 0.5, {})
-        heat = session.heat_maps(strokes)
-        yield row(case, "+ metric learning", heat[1] > 0.5, {})
-        for gamma in GAMMAS:
-            found = cut_of(heat, session, strokes, gamma)
-            yield row(case, f"+ metric learning, graph cut, gamma {gamma:g}", found, {})
-        plain = replace(session, settings=replace(given, metric_learning=False), seconds={})
-        yield row(case, "1 x 1 layer without metric learning", plain.heat_maps(strokes)[1] > 0.5, {})
-        yield row(case, "1 x 1 layer without metric learning, random walker", likely(plain.segment(strokes)), {})
-        yield row(case, "random walker", likely(session.segment(strokes)), session.seconds)
-        yield from cuts(case, session, strokes, (None, *GAMMAS) if models else (1.0,))
+        found = network_heat(session, strokes)[1] > 0.5
+        yield row(case, "+ several fields of view", found, {})
+        yield from on_features(case, session, strokes, "", models)
+        if models:
+            where_wrong = case.scribbles(strokes.sections, 0, found)
+            yield from on_features(case, session, where_wrong, "strokes where it errs: ", models)
     if data != "networks":
         alone = Session.open(case.images, Settings(gamma=0.0))
         yield row(case, "strokes alone, random walker", likely(alone.segment(strokes)), alone.seconds)
         gammas = (None, *GAMMAS) if first else (0.3,)
         yield from cuts(case, alone, strokes, gammas, "strokes alone, ")
+
+
+def on_features(
+    case: Case, session: Session, strokes: Scribbles, prefix: str, models: dict[int, Model]
+) -> Iterator[dict[str, Any]]:
+    """What follows the network: metric learning, graph cut; and the random walker between the two."""
+    heat = session.heat_maps(strokes)
+    yield row(case, f"{prefix}+ metric learning", heat[1] > 0.5, {})
+    for gamma in GAMMAS:
+        found = cut_of(heat, session, strokes, gamma)
+        yield row(case, f"{prefix}+ metric learning, graph cut, gamma {gamma:g}", found, {})
+    plain = replace(session, settings=replace(session.settings, metric_learning=False), seconds={})
+    yield row(case, f"{prefix}1 x 1 layer without metric learning", plain.heat_maps(strokes)[1] > 0.5, {})
+    name = f"{prefix}1 x 1 layer without metric learning, random walker"
+    yield row(case, name, likely(plain.segment(strokes)), {})
+    session.settings = replace(session.settings, gamma=0.0)
+    yield row(case, f"{prefix}random walker", likely(session.segment(strokes)), session.seconds)
+    yield from cuts(case, session, strokes, (None, *GAMMAS) if models else (1.0,), prefix)
 
 
 def cuts(

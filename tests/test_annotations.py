@@ -248,6 +248,18 @@ def test_sections_without_organs_get_background_only(organs):
     assert set(np.unique(marks[0])) == set(np.unique(marks[5])) == {0, 1}
 
 
+def test_a_person_who_corrects_draws_where_something_was_missed(organs):
+    found = organs.copy()
+    found[2:4, :, :75][organs[2:4, :, :75] == 3] = 1  # the left disc is missed
+    found[2:4, 90:, 60:90] = 7  # something below is taken for the crescent
+    marks = drawn(organs, found=found)
+    assert (np.argwhere(marks[2:4] == 3)[:, 2] < 75 + 2).all()
+    assert (marks[2:4] == 1).sum() > 0
+    assert (found[marks == 1] == 7).mean() > 0.8  # strokes are thicker than their middle line
+    np.testing.assert_array_equal(drawn(organs, found=organs), drawn(organs))
+    assert set(organs[marks == 3]) == {3}
+
+
 def test_organs_of_few_pixels_are_not_filled():
     labels = np.zeros((1, 40, 40), int)
     labels[0, 20, 20], labels[0, 5:9, 5:15] = 1, 2

@@ -20,6 +20,7 @@ _OFF_BORDER = 0.25  # of the radius of a region: how far from its border strokes
 _LENGTH = (0.5, 1.2)  # shortest and longest stroke, from end to end, as a share of the square root of the organ's area
 _SMALLEST = 0.02  # of a section: as if the organ were at least as large, for the length of background strokes
 _FILLED = 0.4  # of a region: nobody draws more into it
+_SEEN = 9  # pixels that a method must get wrong on a section for a person to correct them there
 _WANDER = 5.0  # pixels over which a hand strays from its course
 _CROSSING = 3.0  # times as hard again as elsewhere is the way across an earlier stroke
 _CANDIDATES = 5  # places of which the one farthest from earlier strokes is where the next begins
@@ -248,6 +249,7 @@ def simulate_scribbles(
     per_class: tuple[int, int] = (4, 5),
     thickness: float = 2.0,
     beside: float = 0.5,
+    found: NDArray[np.integer[Any]] | None = None,
 ) -> NDArray[np.uint8]:
     """Draw strokes into fully labelled sections, as a person might who knows them: a few smooth curves a class.
 
@@ -271,6 +273,9 @@ def simulate_scribbles(
         Width of a stroke, pixels, at least 1.
     beside : float
         Share of the background strokes that run along an organ, in [0, 1].
+    found : ndarray of int, optional
+        Labels of the volume as a method found them, likewise shape (Z, Y, X): the strokes of a class lie first where it
+        was missed, as when a person corrects.
 
     Returns
     -------
@@ -312,6 +317,10 @@ def simulate_scribbles(
             if mark == 1:
                 places = _background_places(background, labels[z] > 0, n, beside, thickness)
                 extent = np.sqrt(max((~background).sum(), _SMALLEST * background.size))
+            if found is not None:
+                right = found[z] == organs[mark - 2] if mark > 1 else ~np.isin(found[z], organs)
+                missed = region & ~right
+                places = [_inside(missed, thickness)] * n if missed.sum() >= _SEEN else places
             marks[z][_strokes(region, places, float(extent), thickness, rng)] = mark
     return marks
 

@@ -31,7 +31,7 @@ TASK = "scribbles"
 ARCHITECTURE = 2  # raised with every change of the network that its weights do not tell of
 UNKNOWN = -1
 SAMPLED_SECTIONS, SAMPLED_PIXELS = 60, 15_000  # of the volumes that a model was trained on
-LAYER_BATCH, STROKES_SHARE = 2048, 0.3  # pixels a step of the 1 x 1 layer; share of strokes where there are others
+LAYER_BATCH, STROKES_SHARE = 2048, 0.1  # pixels a step of the 1 x 1 layer; share of strokes where there are others
 Progress = Callable[[str, int, int], None]
 Pixels = tuple[Tensor, Tensor]  # features (N, C) and classes (N,)
 
