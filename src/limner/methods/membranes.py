@@ -16,8 +16,8 @@ membranes that fade.
 Departures, with what they gained (docs/benchmarks.md):
 
 - Sections are brought to mean 0 and deviation 1 each, so that contrast may change from one to the next.
-- Batch normalisation, Adam and a rate that falls along a cosine: a training of ten minutes. `--optimiser sgd --rate 0.01
-  --decay-steps 2000 --patch 480` is the paper's.
+- Batch normalisation, Adam and a rate that falls along a cosine: a training of ten minutes. The paper's is `--optimiser
+  sgd --rate 0.01 --decay-steps 2000 --patch 480`.
 - w_f is chosen together with smoothing and the depth below which basins are one, for the best V_rand at the threshold
   0.5 of p_f / (1 - w_f), cut at 1 (`levelled`), so that the map needs no tuned threshold.
 
