@@ -78,6 +78,7 @@ def test_a_model_is_trained_and_written(folder: Path, capsys: pytest.CaptureFixt
     about = capsys.readouterr().out
     assert "model for scribbles" in about
     assert "organs: 3 Heart, 12 Liver" in about
+    assert "marks to draw: 1 background, 2 Heart, 3 Liver\n" in about
 
 
 def test_chosen_organs_are_numbered_in_the_order_given(

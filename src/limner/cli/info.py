@@ -51,6 +51,9 @@ def describe_model(path: Path) -> Iterator[str]:
     model = read_model(path)
     yield f"{path}: model for {model.task}"
     yield "pixel size: not stated" if math.isnan(model.pixel_size) else f"pixel size: {model.pixel_size:g} um"
+    if names := model.settings.get("names"):  # of organs, which are drawn by numbers
+        marks = ", ".join(f"{mark} {name}" for mark, name in enumerate(names, start=2))
+        yield f"marks to draw: 1 background, {marks}"
     yield f"settings: {_listed({name: v for name, v in model.settings.items() if not isinstance(v, dict)})}"
     yield from (f"{name}: {_listed(value)}" for name, value in model.settings.items() if isinstance(value, dict))
     for name, value in model.record.items():
