@@ -18,6 +18,8 @@ Departures, with what they gained (docs/benchmarks.md):
 - Sections are brought to mean 0 and deviation 1 each, so that contrast may change from one to the next.
 - Batch normalisation, Adam and a rate that falls along a cosine: a training of ten minutes. The paper's is `--optimiser
   sgd --rate 0.01 --decay-steps 2000 --patch 480`.
+- Noise is added in training, for exposure differs between sections too: without it a model of even sections loses most
+  membranes of noisy ones.
 - w_f is chosen together with smoothing and the depth below which basins are one, for the best V_rand at the threshold
   0.5 of p_f / (1 - w_f), cut at 1 (`levelled`), so that the map needs no tuned threshold.
 
@@ -96,6 +98,8 @@ class Settings:
     """Standard deviation of elastic displacements every 32 pixels, in pixels (paper: no value)."""
     contrast: float = 0.2
     """Largest relative change of contrast, and of brightness in deviations, either way; 0: none."""
+    noise: float = 0.3
+    """Largest standard deviation of noise added in training, in deviations of a section: exposures differ; 0: none."""
     seed: int = 0
     """Seed of every random draw."""
 
@@ -103,7 +107,17 @@ class Settings:
         """Raise ValueError for a setting that cannot be."""
         above = ("batch", "patch", "rate")
         shares = ("dropout", "contrast")
-        not_below = ("width", "auxiliary", "steps", "decay_steps", "weight_decay", "elastic_px", "seed", *shares)
+        not_below = (
+            "width",
+            "auxiliary",
+            "steps",
+            "decay_steps",
+            "weight_decay",
+            "elastic_px",
+            "noise",
+            "seed",
+            *shares,
+        )
         for name in above:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name}: {getattr(self, name)} is not possible; give a number above 0")
@@ -348,7 +362,7 @@ def _prepared(section: TracedSection, patch: int) -> Tensor:
 
 
 def _batch(sections: Sequence[Tensor], settings: Settings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Patches, each turned, mirrored, bent and changed in contrast: images (B, 1, Y, X) and classes (B, Y, X)."""
+    """Patches, each turned, mirrored, bent, changed in contrast and noisier: images (B, 1, Y, X) and classes (B, Y, X)."""
 
     def draw(limit: int) -> int:
         return int(torch.randint(limit, (), generator=generator))
@@ -370,7 +384,9 @@ def _batch(sections: Sequence[Tensor], settings: Settings, generator: torch.Gene
     batch = elastic(torch.stack(stacked), settings.elastic_px, generator)[:, :, kept, kept]
     change = settings.contrast * (2 * torch.rand(2, settings.batch, 1, 1, 1, generator=generator) - 1)
     targets = torch.where(batch[:, 2] > 0.5, (batch[:, 1] > 0.5).long(), UNKNOWN)
-    return batch[:, :1] * (1 + change[0]) + change[1], targets
+    images = batch[:, :1] * (1 + change[0]) + change[1]
+    deviation = settings.noise * torch.rand(settings.batch, 1, 1, 1, generator=generator)
+    return images + deviation * torch.randn(images.shape, generator=generator), targets
 
 
 def fit(
