@@ -195,7 +195,7 @@ def test_mean_and_deviation_of_a_small_section_and_of_one_grey():
 
 def test_patches_show_membrane_where_the_image_does():
     """Turned, mirrored and bent alike; the image here is dark on membrane."""
-    settings = Settings(patch=64, batch=8, contrast=0.0)
+    settings = Settings(patch=64, batch=8, contrast=0.0, noise=0.0)
     membrane = neurites(0).membrane
     image = np.where(membrane, 20.0, 200.0)
     images, targets = _batch(
@@ -209,7 +209,7 @@ def test_patches_show_membrane_where_the_image_does():
 
 
 def test_without_bending_and_contrast_patches_are_turned_parts_of_the_section():
-    settings = Settings(patch=32, batch=60, contrast=0.0, elastic_px=0.0)
+    settings = Settings(patch=32, batch=60, contrast=0.0, elastic_px=0.0, noise=0.0)
     image = np.arange(40.0 * 44).reshape(40, 44)
     prepared = _prepared(TracedSection(image, image > 900), 32)
     images, targets = _batch([prepared], settings, torch.Generator().manual_seed(0))
@@ -233,7 +233,7 @@ def test_a_section_smaller_than_a_patch_is_continued_by_what_is_unknown():
 
 def test_contrast_and_brightness_change_with_every_patch_within_their_range():
     section = TracedSection(np.where(np.arange(64) % 2, 0.0, 2.0) * np.ones((64, 1)), np.zeros((64, 64), bool))
-    settings = Settings(patch=32, batch=64, contrast=0.3, elastic_px=0.0)
+    settings = Settings(patch=32, batch=64, contrast=0.3, elastic_px=0.0, noise=0.0)
     images, _ = _batch([_prepared(section, 32)], settings, torch.Generator().manual_seed(0))
     highest, lowest = images.amax(dim=(1, 2, 3)), images.amin(dim=(1, 2, 3))
     gain, shift = (highest - lowest) / 2, (highest + lowest) / 2
@@ -241,6 +241,16 @@ def test_contrast_and_brightness_change_with_every_patch_within_their_range():
         assert middle - 0.3 <= values.min() < middle - 0.25
         assert middle + 0.25 < values.max() <= middle + 0.3
     assert abs(np.corrcoef(gain, shift)[0, 1]) < 0.3
+
+
+def test_noise_differs_from_patch_to_patch_up_to_its_deviation():
+    flat = TracedSection(np.zeros((64, 64)), np.zeros((64, 64), bool))
+    settings = Settings(patch=64, batch=60, contrast=0.0, elastic_px=0.0, noise=0.4)
+    images, _ = _batch([_prepared(flat, 64)], settings, torch.Generator().manual_seed(0))
+    deviations = images.std(dim=(1, 2, 3))
+    assert deviations.min() < 0.05
+    assert 0.35 < deviations.max() < 0.42
+    assert abs(float(deviations.mean()) - 0.2) < 0.05
 
 
 # ---- training -----------------------------------------------------------------------------------------------------

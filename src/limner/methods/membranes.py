@@ -362,7 +362,7 @@ def _prepared(section: TracedSection, patch: int) -> Tensor:
 
 
 def _batch(sections: Sequence[Tensor], settings: Settings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Patches, each turned, mirrored, bent, changed in contrast and noisier: images (B, 1, Y, X) and classes (B, Y, X)."""
+    """Patches, each turned, mirrored, bent, in other contrast, noisier: images (B, 1, Y, X) and classes (B, Y, X)."""
 
     def draw(limit: int) -> int:
         return int(torch.randint(limit, (), generator=generator))
