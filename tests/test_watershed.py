@@ -259,6 +259,11 @@ def test_ids_are_unique_over_the_volume():
     assert len(lives) < sum(cells.max() for cells in sections)
 
 
+def test_the_id_of_a_cell_that_ended_is_not_given_again():
+    sections = np.array([[[1, 0, 2]], [[1, 0, 0]], [[1, 0, 2]]], np.int32)
+    assert [ids.tolist() for ids in link_stack(sections)] == [[[1, 0, 2]], [[1, 0, 0]], [[1, 0, 3]]]
+
+
 def test_a_missing_section_is_passed_over():
     section = random_cells(1)
     first, missing, last = link_stack([section, np.zeros_like(section), section])
