@@ -41,7 +41,7 @@ from limner.methods.membranes import (
 )
 from limner.metrics.neurites import LOWER_IS_BETTER, MapScore, score_maps
 from limner.model_file import read_model
-from limner.run_record import machine, package_versions
+from limner.run_record import content_key, machine, package_versions
 
 DATA = Path(os.environ.get("LIMNER_DATA", "../shared/data")) / "em_isbi2012"
 TRAINED, TESTED = range(15), range(15, 20)
@@ -96,7 +96,7 @@ def network(
 ) -> tuple[Callable[[TracedSection], NDArray[np.float32]], dict[str, Any]]:
     """What gives a section's map by a network, trained unless its file is there; and what it cost."""
     settings = Settings(**NETWORKS[key["name"]], steps=key["steps"], seed=key["seed"])
-    stem = "-".join(str(part) for part in key.values()).replace(" ", "_").replace(",", "")
+    stem = f"{key['name'].replace(' ', '_').replace(',', '')}-{content_key(asdict(settings))[:8]}"
     file = folder / f"membranes_{stem}.safetensors"
     if not file.exists():
         began, cpu = time.perf_counter(), time.process_time()

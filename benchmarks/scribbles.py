@@ -50,7 +50,7 @@ def main() -> None:
                 continue
             models = {n: trained(case, n, given.out.parent) for n in (1, 3)} if name == "models" else {}
             first = key["seed"] == 0 and key["n_sections"] == 5
-            rows += [{**key, **row} for row in ladder(name, case, strokes, models, first)]
+            rows += [{**key, **row} for row in ladder(name, case, strokes, models, first, key["seed"])]
             about = {"settings": vars(Settings()), "versions": package_versions(), "machine": machine()}
             given.out.write_text(json.dumps({"rows": rows, **about}, indent=1) + "\n")
 
@@ -79,7 +79,7 @@ def trained(case: Case, fields: int, folder: Path) -> Model:
 
 
 def ladder(
-    data: str, case: Case, strokes: Scribbles, models: dict[int, Model], first: bool
+    data: str, case: Case, strokes: Scribbles, models: dict[int, Model], first: bool, seed: int
 ) -> Iterator[dict[str, Any]]:
     """A row for each step, every one on top of those before; gamma is chosen for the first set of strokes."""
     if data != "stack":
@@ -91,7 +91,7 @@ def ladder(
         yield row(case, "+ several fields of view", found, {})
         yield from on_features(case, session, strokes, "", models)
         if models:
-            where_wrong = case.scribbles(strokes.sections, 0, found)
+            where_wrong = case.scribbles(strokes.sections, seed, found)
             yield from on_features(case, session, where_wrong, "strokes where it errs: ", models)
     if data != "networks":
         alone = Session.open(case.images, Settings(gamma=0.0))
@@ -106,16 +106,14 @@ def on_features(
     """What follows the network: metric learning, graph cut; and the random walker between the two."""
     heat = session.heat_maps(strokes)
     yield row(case, f"{prefix}+ metric learning", heat[1] > 0.5, {})
-    for gamma in GAMMAS:
+    for gamma in GAMMAS[:2]:
         found = cut_of(heat, session, strokes, gamma)
         yield row(case, f"{prefix}+ metric learning, graph cut, gamma {gamma:g}", found, {})
     plain = replace(session, settings=replace(session.settings, metric_learning=False), seconds={})
     yield row(case, f"{prefix}1 x 1 layer without metric learning", plain.heat_maps(strokes)[1] > 0.5, {})
-    name = f"{prefix}1 x 1 layer without metric learning, random walker"
-    yield row(case, name, likely(plain.segment(strokes)), {})
-    session.settings = replace(session.settings, gamma=0.0)
-    yield row(case, f"{prefix}random walker", likely(session.segment(strokes)), session.seconds)
-    yield from cuts(case, session, strokes, (None, *GAMMAS) if models else (1.0,), prefix)
+    anew = replace(session, settings=replace(session.settings, gamma=0.0), seconds={}, _chances=None, _cut=None)
+    yield row(case, f"{prefix}random walker", likely(anew.segment(strokes)), anew.seconds)
+    yield from cuts(case, anew, strokes, (None, *GAMMAS[:2]) if models else (1.0,), prefix)
 
 
 def cuts(

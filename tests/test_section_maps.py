@@ -96,10 +96,37 @@ def test_maps_of_another_key_are_made_anew(
     assert [image.reads for image in counted] == [0, 1]
 
 
+def test_windows_of_another_size_are_other_tiles(
+    network: ContextualNetwork, images: list[NDArray[np.float32]], tmp_path: Path
+) -> None:
+    first = made(network, images, Store(tmp_path))
+    whole = [first[z] for z in range(2)]
+    larger = make_maps(network, images, ["a", "b"], Store(tmp_path), 1, Options(window=240, device="cpu"), as_is)
+    assert len(larger.grids[0]) != len(first.grids[0])
+    again = made(network, images, Store(tmp_path))
+    for maps in (larger, again):
+        for z in range(2):
+            np.testing.assert_allclose(maps[z], whole[z], atol=1e-6)
+
+
+def test_a_damaged_tile_is_made_anew_by_the_next_run(
+    network: ContextualNetwork, images: list[NDArray[np.float32]], tmp_path: Path
+) -> None:
+    maps = made(network, images, Store(tmp_path))
+    whole = maps[1]
+    file = next(tmp_path.glob("map-00001-*"))
+    content = bytearray(file.read_bytes())
+    content[200:260] = bytes(60)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is missing or damaged; give the command again"):
+        maps[1]
+    np.testing.assert_array_equal(made(network, images, Store(tmp_path))[1], whole)
+
+
 def test_a_tile_that_is_lost_is_told(
     network: ContextualNetwork, images: list[NDArray[np.float32]], tmp_path: Path
 ) -> None:
     maps = made(network, images, Store(tmp_path))
     next(tmp_path.glob("map-00001-*")).unlink()
-    with pytest.raises(ValueError, match=r"^SectionMaps\(\): tile \(0, 0\) of section 1 is missing; give the command"):
+    with pytest.raises(ValueError, match=r"^SectionMaps\(\): tile \(0, 0\) of section 1 is missing or damaged"):
         maps[1]

@@ -274,8 +274,8 @@ def simulate_scribbles(
     beside : float
         Share of the background strokes that run along an organ, in [0, 1].
     found : ndarray of int, optional
-        Labels of the volume as a method found them, likewise shape (Z, Y, X): the strokes of a class lie first where it
-        was missed, as when a person corrects.
+        Labels of the volume as a method found them, shape (Z, Y, X): half of a class's strokes lie where it was missed,
+        as when a person corrects.
 
     Returns
     -------
@@ -286,7 +286,7 @@ def simulate_scribbles(
     Raises
     ------
     ValueError
-        If a section is not in the volume, or none of the organs is on any of the sections.
+        If a section is not in the volume, none of the organs is on any of the sections, or `found` is of another shape.
 
     Examples
     --------
@@ -306,6 +306,8 @@ def simulate_scribbles(
         raise ValueError(
             f"simulate_scribbles(): organs {list(organs)} are on none of sections {list(sections)}; choose others"
         )
+    if found is not None and found.shape != labels.shape:
+        raise ValueError(f"simulate_scribbles(): found has shape {found.shape}, labels {labels.shape}; give one grid")
     marks = np.zeros(labels.shape, np.uint8)
     for z in sections:
         rng = np.random.default_rng([seed, z])
@@ -320,7 +322,8 @@ def simulate_scribbles(
             if found is not None:
                 right = found[z] == organs[mark - 2] if mark > 1 else ~np.isin(found[z], organs)
                 missed = region & ~right
-                places = [_inside(missed, thickness)] * n if missed.sum() >= _SEEN else places
+                if missed.sum() >= _SEEN:
+                    places = [*[_inside(missed, thickness)] * round(n / 2), *places][:n]
             marks[z][_strokes(region, places, float(extent), thickness, rng)] = mark
     return marks
 

@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import struct
+import tokenize
 import uuid
 import zipfile
 import zlib
@@ -29,6 +30,10 @@ from numpy.typing import NDArray
 PACKAGES = ("limner", "torch", "numpy", "scipy", "SimpleITK", "scikit-image")
 _KEY = "key"
 _ARRAY = "array."
+_DAMAGE = (  # what numpy raises for a damaged .npz
+    *(OSError, EOFError, ValueError, KeyError, NotImplementedError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 
 
 def content_key(*parts: object) -> str:
@@ -142,7 +147,7 @@ class Store:
                 if saved[_KEY].item() != key:
                     return None
                 return {n.removeprefix(_ARRAY): saved[n] for n in saved.files if n.startswith(_ARRAY)}
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        except _DAMAGE:
             return None
 
     def holds(self, stage: str, key: str) -> bool:
@@ -150,8 +155,12 @@ class Store:
         try:
             with self._path(stage).open("rb") as handle, np.load(handle, allow_pickle=False) as saved:
                 return bool(saved[_KEY].item() == key)
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        except _DAMAGE:
             return False
+
+    def remove(self, stage: str) -> None:
+        """Forget a stage, where there is one."""
+        self._path(stage).unlink(missing_ok=True)
 
     def save(self, stage: str, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Keep `arrays` (no Python objects) as the result of `stage` made from `key`; complete or not at all."""

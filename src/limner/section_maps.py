@@ -50,19 +50,22 @@ class SectionMaps:
         """
         whole = np.empty(self.grids[z].shape, np.float32)
         for tile in self.grids[z]:
-            found = self.store.load(_stage(z, tile.index), self.keys[z])
+            found = self.store.load(_stage(z, tile), self.keys[z])
             if found is None:
-                raise ValueError(f"SectionMaps(): tile {tile.index} of section {z} is missing; give the command again")
+                self.store.remove(_stage(z, tile))
+                raise ValueError(
+                    f"SectionMaps(): tile {tile.index} of section {z} is missing or damaged; give the command again"
+                )
             whole[tile.core.slices] = found["map"]
         return whole
 
     def done(self, z: int) -> set[tuple[int, int]]:
         """Indices of a section's tiles that are there."""
-        return {tile.index for tile in self.grids[z] if self.store.holds(_stage(z, tile.index), self.keys[z])}
+        return {tile.index for tile in self.grids[z] if self.store.holds(_stage(z, tile), self.keys[z])}
 
     def keep(self, z: int, tile: Tile, values: NDArray[np.float32]) -> None:
         """Keep a tile's part of a section's map."""
-        self.store.save(_stage(z, tile.index), self.keys[z], {"map": values})
+        self.store.save(_stage(z, tile), self.keys[z], {"map": values})
 
 
 def make_maps(
@@ -119,5 +122,7 @@ def make_maps(
     return maps
 
 
-def _stage(z: int, index: tuple[int, int]) -> str:
-    return f"map-{z:05}-{index[0]:04}-{index[1]:04}"
+def _stage(z: int, tile: Tile) -> str:
+    """Named by what the tile covers: one of another size is another."""
+    spans = (f"{part.start}-{part.stop}" for part in tile.core.slices)
+    return f"map-{z:05}-{'-'.join(spans)}"

@@ -21,6 +21,7 @@ from limner.cli import main
 from limner.cli.run_folder import RunFolder
 from limner.io import read_label_image, write_ome_zarr
 from limner.methods.membranes import (
+    Averaging,
     Fusion,
     Model,
     Settings,
@@ -202,6 +203,46 @@ def test_a_run_that_was_stopped_goes_on(folder: Path, model: Model, monkeypatch:
     np.testing.assert_allclose(
         tifffile.imread(folder / "out" / "probabilities" / "s0.tif"), expected(model, 0), atol=1e-5
     )
+
+
+def test_maps_are_of_this_model_these_images_and_this_averaging(folder: Path, model: Model) -> None:
+    """Each is changed alone; the maps kept of the run before are not taken for it."""
+    assert run(folder) == 0
+    where = folder / "out" / "probabilities" / "s1.tif"
+    iio.imwrite(folder / "sections" / "s1.png", section(5).image)
+    assert run(folder) == 2  # other images, and not asked to replace
+    assert run(folder, "--overwrite") == 0
+    np.testing.assert_allclose(tifffile.imread(where), expected(model, 5), atol=1e-5)
+    other = Model(build(Settings(width=4, seed=7)).eval(), Settings(width=4, seed=7), FUSION, 0.004)
+    to_model(other, {}).write(folder / "m.safetensors")
+    assert run(folder, "--overwrite") == 0
+    np.testing.assert_allclose(tifffile.imread(where), expected(other, 5), atol=1e-5)
+    assert run(folder, "--overwrite", "--no-symmetries") == 0
+    alone = fused_map(membrane_map(other.network, section(5).image, Averaging(symmetries=False)), FUSION)
+    np.testing.assert_allclose(tifffile.imread(where), alone, atol=1e-5)
+
+
+def test_cells_are_linked_past_a_section_of_one_level(folder: Path) -> None:
+    iio.imwrite(folder / "sections" / "s2.png", np.zeros(SHAPE, np.uint8))
+    assert run(folder, "--link-sections") == 0
+    cells = [iio.imread(folder / "out" / "cells" / f"s{z}.png") for z in range(4)]
+    assert cells[2].max() == 0
+    assert cells[1][24, 28] == cells[3][24, 28] > 0
+
+
+def test_a_smaller_tile_changes_nothing(folder: Path, model: Model) -> None:
+    large = section(0, (200, 230))
+    iio.imwrite(folder / "sections" / "s9.png", large.image)
+    assert run(folder, "--tile", "136") == 0
+    found = tifffile.imread(folder / "out" / "probabilities" / "s9.tif")
+    np.testing.assert_allclose(found, fused_map(membrane_map(model.network, large.image), FUSION), atol=1e-5)
+    (folder / "out" / "run.json").unlink()
+    assert run(folder, "--tile", "1024", "--overwrite") == 2  # what is there is nobody's now
+    shutil.rmtree(folder / "out" / "probabilities")
+    for name in ("report.html", "sections.csv"):
+        (folder / "out" / name).unlink()
+    assert run(folder, "--tile", "1024", "--overwrite") == 0
+    np.testing.assert_allclose(tifffile.imread(folder / "out" / "probabilities" / "s9.tif"), found, atol=1e-5)
 
 
 def test_what_the_user_changed_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

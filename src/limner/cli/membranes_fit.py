@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limner.checkpoint import Checkpoint
@@ -60,8 +58,7 @@ class MembranesFit:
     output: Annotated[Path, arg(aliases=["-o"], metavar="MODEL", help_behavior_hint="(required)")]
     """The model to write, one file that ends in .safetensors."""
     validation: Annotated[str | None, arg(metavar="12-14,s20.png", help_behavior_hint=NONE)] = None
-    """Traced sections to keep out of training, by number from 0 or by name: the model is scored on them, and how the
-    watershed is fused with its map is chosen on them."""
+    """Traced sections to keep out of training, by number from 0 or by name: the model is scored on them."""
     membrane_is: int = 0
     """Value of membrane in LABELS; all other values are cells. ISBI 2012 has 0, others 255 or 1."""
     um_per_px: Annotated[float | None, arg(metavar="UM", help_behavior_hint="(default: from IMAGES)")] = None
@@ -111,8 +108,8 @@ class MembranesFit:
         with checkpoint.stop_after_step():
             losses = train(network, list(given.training.values()), given.settings, device, tell, checkpoint)
         trained = time.monotonic()
-        maps, fusion = fuse(given, network, report)
-        scores = score(maps, fusion, given) if given.validation else None
+        fusion = fuse(given, network, report)
+        scores = score(given, network, fusion) if given.validation else None
         seconds = {"training": round(trained - began, 1), "fusion": round(time.monotonic() - trained, 1)}
         course = {"started": started, "ended": utc_now(), "seconds": seconds, "resumed_at_step": done}
         origin = {"inputs": hashes_by_use(given), "versions": package_versions(), "device": given.device}
@@ -150,9 +147,9 @@ class Inputs:
     device: str
 
     @property
-    def chosen_on(self) -> list[TracedSection]:
-        """The sections that the fusion is chosen on."""
-        return list((self.validation or self.training).values())
+    def options(self) -> Options:
+        """Where maps are computed."""
+        return Options(device="cuda" if self.device.startswith("cuda") else "cpu")
 
 
 def check_options(command: MembranesFit) -> None:
@@ -236,19 +233,20 @@ def hashes_by_use(given: Inputs) -> dict[str, dict[str, str]]:
     return hashes
 
 
-def fuse(given: Inputs, network: Network, report: Report) -> tuple[list[NDArray[np.float32]], Fusion]:
-    """Maps of the sections that the fusion is chosen on, and the fusion."""
-    maps, options = [], Options(device="cuda" if given.device.startswith("cuda") else "cpu")
-    for done, section in enumerate(given.chosen_on, start=1):
-        maps.append(membrane_map(network, section.image, options=options))
-        report("maps", done, len(given.chosen_on))
-    return maps, choose_fusion(maps, given.chosen_on, lambda done, n: report("fusion", done, n))
+def fuse(given: Inputs, network: Network, report: Report) -> Fusion:
+    """The fusion, chosen on the sections trained on."""
+    maps, sections = [], list(given.training.values())
+    for done, section in enumerate(sections, start=1):
+        maps.append(membrane_map(network, section.image, options=given.options))
+        report("maps", done, len(sections))
+    return choose_fusion(maps, sections, lambda done, n: report("fusion", done, n))
 
 
-def score(maps: Sequence[NDArray[np.float32]], fusion: Fusion, given: Inputs) -> dict[str, float]:
+def score(given: Inputs, network: Network, fusion: Fusion) -> dict[str, float]:
     """V_rand and V_info of the fused maps of the held out sections, at 0.5, and the best with their thresholds."""
-    fused = [fused_map(p, fusion) for p in maps]
-    scored = score_maps(fused, [~section.membrane for section in given.chosen_on])
+    sections = given.validation.values()
+    fused = [fused_map(membrane_map(network, s.image, options=given.options), fusion) for s in sections]
+    scored = score_maps(fused, [~section.membrane for section in sections])
     values: dict[str, float] = {}
     for name in SCORES:
         at, best = scored.best(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from limner.report.membranes import MembranesReport, SectionRow, SectionView, se
 from limner.run_record import Store
 from limner.watershed import link_stack
 
-CELLS_KEY = "cells of this run"
+KEY = "results of a run"  # always made anew: what the network found is what takes long
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Results:
-    """Sections with their maps and cells, one in memory at a time.
+    """Sections with their maps and cells: found once, kept until they are written, one in memory at a time.
 
     Parameters
     ----------
@@ -31,7 +33,7 @@ class Results:
     segmentation : Segmentation
         Maps of the same sections.
     store : Store
-        Where cells are kept until they are written.
+        Where maps and cells are kept.
     with_cells, linked : bool
         Whether cells are wanted, and whether they are linked from section to section.
     """
@@ -42,30 +44,51 @@ class Results:
     with_cells: bool
     linked: bool
 
-    def find_cells(self) -> Iterator[NDArray[np.int64]]:
-        """Cells of one section after the other, by ids of the section or, where they are linked, of the volume."""
-        found = (self.segmentation.cells(self.segmentation.fused(z)) for z in range(len(self.stack)))
-        return link_stack(found) if self.linked else (cells.astype(np.int64) for cells in found)
+    def find(self, progress: Progress = lambda *_: None) -> None:
+        """Fuse each map with its watershed, find the cells, and keep both."""
+        found = map(self._fuse, range(len(self.stack)))
+        numbered = link_stack(self._cells(fused, z) for z, fused in enumerate(found)) if self.linked else None
+        for z in range(len(self.stack)):
+            cells = next(numbered) if numbered is not None else self._cells(next(found), z)
+            self.store.save(f"cells-{z:05}", KEY, {"cells": cells})
+            progress(z + 1, len(self.stack))
 
-    def kept_cells(self, z: int) -> NDArray[np.int64]:
-        """Cells of a section, as `report_of` found them."""
-        found = self.store.load(_cells_stage(z), CELLS_KEY)
+    def _fuse(self, z: int) -> NDArray[np.float32]:
+        fused = self.segmentation.fused(z)
+        self.store.save(f"fused-{z:05}", KEY, {"fused": fused})
+        return fused
+
+    def _cells(self, fused: NDArray[np.float32], z: int) -> NDArray[np.int32]:
+        if not self.with_cells:
+            return np.zeros((0, 0), np.int32)
+        return self.segmentation.cells(fused, self.stack[z][:, :])
+
+    def fused(self, z: int) -> NDArray[np.float32]:
+        """The map of a section that `find` kept."""
+        return self._kept("fused", z)
+
+    def cells(self, z: int) -> NDArray[np.integer[Any]]:
+        """Its cells, by ids of the section or, where they are linked, of the volume."""
+        return self._kept("cells", z)
+
+    def _kept(self, name: str, z: int) -> NDArray[Any]:
+        found = self.store.load(f"{name}-{z:05}", KEY)
         if found is None:
-            raise ValueError(f"Results(): cells of section {z} are missing; give the command again")
-        return found["cells"]
+            raise ValueError(f"Results(): {name} of section {z} are missing; give the command again")
+        return found[name]
+
+    def forget(self) -> None:
+        """Remove what `find` kept, when it is written."""
+        for z, name in product(range(len(self.stack)), ("fused", "cells")):
+            self.store.remove(f"{name}-{z:05}")
 
     def view(self, z: int) -> SectionView:
         """A section for the report."""
-        return SectionView(
-            self.stack[z][:, :], self.segmentation.fused(z), self.kept_cells(z) if self.with_cells else None
-        )
+        return SectionView(self.stack[z][:, :], self.fused(z), self.cells(z) if self.with_cells else None)
 
 
 def report_of(results: Results, settings: Mapping[str, object], notes: Sequence[str]) -> MembranesReport:
-    """Find the cells where they are wanted, measure every section, and describe the report of it all."""
-    if results.with_cells:
-        for z, cells in enumerate(results.find_cells()):
-            results.store.save(_cells_stage(z), CELLS_KEY, {"cells": cells})
+    """Measure every section, and describe the report of it all."""
     names, spacing = results.stack.names, results.stack.spacing
     rows = [section_row(name, results.view(z)) for z, name in enumerate(names)]
     title = results.stack.source.path.resolve().name
@@ -86,11 +109,11 @@ def write_results(folder: Path, results: Results, report: MembranesReport) -> No
     report : MembranesReport
         Of these results.
     """
-    _write(folder, "probabilities", results.segmentation.fused, results.stack, np.dtype(np.float32))
+    _write(folder, "probabilities", results.fused, results.stack, np.dtype(np.float32))
     write_section_table(folder / "sections.csv", report.rows)
     if results.with_cells:
         ids = [int(row.cell_ids.max(initial=0)) for row in report.rows if row.cell_ids is not None]
-        _write(folder, "cells", results.kept_cells, results.stack, label_type(max(ids)))
+        _write(folder, "cells", results.cells, results.stack, label_type(max(ids)))
         write_cells(folder / "cells.csv", report.rows, results.stack.spacing, results.linked)
     write_membranes_report(folder / "report.html", report)
 
@@ -104,10 +127,6 @@ def _write(
     else:
         stem = stack.source.path.name.removesuffix(stack.source.extension)
         write_sections(folder / name, stem, sections, stack, dtype)
-
-
-def _cells_stage(z: int) -> str:
-    return f"cells-{z:05}"
 
 
 def write_section_table(path: Path, rows: Sequence[SectionRow]) -> None:

@@ -22,7 +22,7 @@ from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
 from limner.inference import Options
 from limner.io import SectionStack, open_sections
-from limner.methods.membranes import TASK, Averaging, Model, from_model, segment
+from limner.methods.membranes import TASK, Averaging, Fusion, Model, from_model, segment
 from limner.model_file import read_model
 from limner.parallel import keep_freed_memory
 from limner.run_record import RunRecord, content_key, hash_file
@@ -69,9 +69,9 @@ class MembranesSegment:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     jobs: int = 1
-    """Windows side by side: one may be read while another is computed."""
+    """Windows of a section side by side, for sections larger than --tile: one is read while another is computed."""
     scheduler: Annotated[str | None, arg(metavar="ADDRESS", help_behavior_hint="(default: threads here)")] = None
-    """Address of a dask.distributed cluster whose workers compute the windows."""
+    """Address of a dask.distributed cluster whose workers compute the windows, those of one section at a time."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Replace Limner's own files in OUT where they come from another model or settings, or were changed by hand."""
 
@@ -155,7 +155,8 @@ def read_inputs(command: MembranesSegment) -> Inputs:
     stack = open_sections(command.images, spacing=command.spacing or None, section_axis=command.section_axis)
     _check_sizes(command, stack)
     _check_pixels(stack)
-    return Inputs(stack, dataclasses.replace(model, fusion=fusion), options, device, _notes(stack, model))
+    notes = (*_notes(stack, model), *_notes_on_fusion(command, fusion))
+    return Inputs(stack, dataclasses.replace(model, fusion=fusion), options, device, notes)
 
 
 def _check_options(command: MembranesSegment) -> None:
@@ -198,6 +199,12 @@ def _notes(stack: SectionStack, model: Model) -> tuple[str, ...]:
         f"The sections have pixels of {um_per_px:.4g} um, those that the model was trained on {model.um_per_px:.4g} "
         "um: resample the sections, or check --spacing.",
     )
+
+
+def _notes_on_fusion(command: MembranesSegment, fusion: Fusion) -> tuple[str, ...]:
+    if command.depth is None or fusion.w_f > 0:
+        return ()
+    return ("--depth counts for nothing where w_f is 0, as in this model: the watershed is left out; add --w-f 0.3.",)
 
 
 def new_record(command: MembranesSegment, given: Inputs, command_line: Sequence[str]) -> RunRecord:
@@ -246,12 +253,14 @@ def _segment(command: MembranesSegment, given: Inputs, folder: RunFolder, runnin
         )
     found = time.monotonic()
     wanted = bool(running.options["cells"]), bool(running.options["link_sections"])
-    wanted = bool(running.options["cells"]), bool(running.options["link_sections"])
     results = Results(given.stack, segmentation, folder.store, *wanted)
+    with progress_on(sys.stderr) as tell:
+        results.find(lambda done, total: tell("fusion and cells" if wanted[0] else "fusion", done, total))
     report = report_of(results, settings_shown(running), given.notes)
     seconds = {"membranes": round(found - began, 2), "cells": round(time.monotonic() - found, 2)}
     done = running.completed(seconds=seconds, summary=report.summary, notes=given.notes)
     folder.finish(running, done, lambda path: write_results(path, results, report))
+    results.forget()
     return done
 
 

@@ -319,8 +319,13 @@ def _move_into_place(partial: Path, target: Path) -> None:
     if not target.exists():
         partial.replace(target)
         return
-    for file in sorted(partial.iterdir()):
-        other = ".tif" if file.suffix == ".png" else ".png"
+    files = sorted(partial.iterdir())
+    for file in files:
+        other = (target / file.name).with_suffix(".tif" if file.suffix == ".png" else ".png")
+        if other.exists():
+            raise ValueError(
+                f"write_result(): {other} would be another {file.name}; move it away, or name another folder"
+            )
+    for file in files:
         file.replace(target / file.name)
-        (target / file.name).with_suffix(other).unlink(missing_ok=True)  # an earlier result of another type
     partial.rmdir()

@@ -60,6 +60,7 @@ TASK = "membranes"
 MEMBRANE = 1  # channel of the network's output; 0 is the cells'
 UNKNOWN = -1
 SAMPLED = 1_000_000  # pixels, about, that a section's mean and deviation are taken from
+MARGIN = 0.05  # of the pixels with the first one's very level: more than any level has in a micrograph
 BAND = 512  # rows of a section that are read at once for them
 ROOM = 8  # a patch is cut out with an eighth of its side around it, so that bending brings in what lies beside it
 WEIGHTS_OF_FUSION = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35)  # from a third on every contour is above 0.5
@@ -263,16 +264,32 @@ def rate_at(step: int, settings: Settings) -> float:
 
 
 def grey_statistics(image: Image) -> tuple[float, float]:
-    """Mean and deviation of a section, of every n-th row and column where it has more than `SAMPLED` pixels.
+    """Mean and deviation of a section without its margin.
 
-    Rows are read in bands, so that a section of any size needs little memory.
+    Of every n-th row and column where it has more than `SAMPLED` pixels. Rows are read in bands, so that a section of
+    any size needs little memory.
     """
     height, width = image.shape[:2]
     stride = max(1, math.ceil(math.sqrt(height * width / SAMPLED)))
     rows = math.ceil(BAND / stride) * stride
     bands = (np.asarray(image[slice(y, y + rows), slice(0, width)]) for y in range(0, height, rows))
     some = np.concatenate([band[::stride, ::stride].ravel() for band in bands]).astype(np.float64)
-    return float(some.mean()), max(float(some.std()), 1e-6)
+    level = margin_level(some, float(np.asarray(image[slice(0, 1), slice(0, 1)])[0, 0]))
+    seen = some if level is None or (some == level).all() else some[some != level]
+    return float(seen.mean()), max(float(seen.std()), 1e-6)
+
+
+def margin_level(pixels: NDArray[Any], corner: float) -> float | None:
+    """The grey level around a section that was moved on its canvas; None where there is no such margin.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        The section's, or some of them.
+    corner : float
+        Its first pixel: the margin's level, where `MARGIN` of the pixels have exactly that.
+    """
+    return corner if np.mean(pixels == corner) > MARGIN else None
 
 
 def train(
@@ -396,7 +413,6 @@ def fit(
     device: str = "cpu",
     progress: Progress = lambda *_: None,
     checkpoint: Checkpoint | None = None,
-    validation: Sequence[TracedSection] = (),
 ) -> tuple[Model, list[float]]:
     """Train the network on traced sections, then choose how the watershed is fused with its map.
 
@@ -410,8 +426,6 @@ def fit(
         Pixel size, micrometres; NaN: not known.
     device, progress, checkpoint
         As of `train`.
-    validation : sequence of TracedSection
-        Others, to choose the fusion on; where there are none it is chosen on `sections`.
 
     Returns
     -------
@@ -428,8 +442,8 @@ def fit(
     settings = settle(sections, settings, device)
     network = build(settings)
     losses = train(network, sections, settings, device, progress, checkpoint)
-    chosen_on, options = validation or sections, Options(device="cuda" if device.startswith("cuda") else "cpu")
-    fusion = choose_fusion([membrane_map(network, s.image, options=options) for s in chosen_on], chosen_on)
+    options = Options(device="cuda" if device.startswith("cuda") else "cpu")
+    fusion = choose_fusion([membrane_map(network, s.image, options=options) for s in sections], sections)
     return Model(network, settings, fusion, um_per_px), losses
 
 
@@ -543,9 +557,19 @@ class Segmentation:
         """p_f of a section, shape (Y, X), in [0, 1]."""
         return fused_map(self.maps[z], self.fusion)
 
-    def cells(self, fused: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Cells of a section by its p_f, 1, 2, ... in the order of rows, shape (Y, X), 0 between them."""
-        return cells_between(fused >= HALF, self.least_cell)
+    def cells(self, fused: NDArray[np.float32], pixels: NDArray[Any]) -> NDArray[np.int32]:
+        """Cells of a section by its p_f, 1, 2, ... in the order of rows, shape (Y, X), 0 between them.
+
+        What lies on the margin of the section's `pixels`, or all of it where they are of one level, is no cell.
+        """
+        cells = cells_between(fused >= HALF, self.least_cell)
+        level = margin_level(pixels, pixels[0, 0])
+        if level is None:
+            return cells
+        sizes = np.bincount(cells.ravel())
+        kept = np.bincount(cells.ravel(), pixels.ravel() == level) < 0.5 * sizes
+        kept[0] = False
+        return np.where(kept, np.cumsum(kept), 0)[cells].astype(np.int32)
 
 
 def segment(
@@ -591,7 +615,8 @@ def segment(
 def levelled(probability: NDArray[np.float32], contours: NDArray[np.bool_], w_f: float) -> NDArray[np.float32]:
     """p_f over 1 - w_f, cut at 1, shape (Y, X): p as it is off the contours, w_f / (1 - w_f) more on them.
 
-    Pixels keep the order that p_f gives them; but at the threshold 0.5 membranes keep the width that they have in p.
+    Pixels keep the order that p_f gives them, up to ties at 1; but at the threshold 0.5 membranes keep the width that
+    they have in p.
 
     Examples
     --------

@@ -64,7 +64,7 @@ from limner.stroke_network import (
 from limner.volume import LabelMap, Sections, Volume
 from limner.working_grid import Grid
 
-ALGORITHM = 3  # raised with every change that alters results: what was kept before is then made anew
+ALGORITHM = 4  # raised with every change that alters results: what was kept before is then made anew
 GAMMAS = (0.0, 0.3, 1.0, 3.0)
 GAMMA_ALONE, GAMMA_WITH_NETWORK = 0.3, 1.0  # the walker's own chances are smooth already
 AS_GOOD = 0.01  # share of left-out strokes: strokes lie inside organs, so that they hardly tell close gammas apart
