@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -89,6 +90,9 @@ def read_model(path: Path, task: str | None = None) -> ModelFile:
         raise ValueError(f"read_model(): {path} is no model of Limner's; name one that {fit} wrote")
     if about["format"] > FORMAT:
         raise ValueError(f"read_model(): {path} comes from a newer Limner (format {about['format']}); update Limner")
+    damaged = next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None)
+    if damaged is not None:
+        raise ValueError(f"read_model(): {path} is damaged ({damaged} holds no numbers); copy it again, or train anew")
     if task is not None and about["task"] != task:
         raise ValueError(f"read_model(): {path} is a model for {about['task']}; give one for {task}")
     return ModelFile(about["task"], weights, about["settings"], about["pixel_size"], about["record"])

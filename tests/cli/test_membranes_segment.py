@@ -257,7 +257,7 @@ def test_what_the_user_changed_is_not_replaced(folder: Path, capsys: pytest.Capt
 
 def test_pixels_of_another_size_are_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "--spacing", "0.00005,0.000008,0.000008") == 0
-    assert "pixels of 0.008 um, those that the model was trained on 0.004 um" in capsys.readouterr().out
+    assert "pixels of 0.008 um, those that the model was trained on 0.004 um" in capsys.readouterr().err
 
 
 def fault(folder: Path, capsys: pytest.CaptureFixture[str], *more: str, images: str = "sections") -> str:

@@ -70,10 +70,11 @@ def test_as_the_whole_at_once_is_written(tmp_path, form, axis):
     if form == ".folder":
         stated["spacing"] = SPACING
     stack, volume = open_sections(path, section_axis=axis), read(path, **stated)
-    for dtype in (np.float32, np.uint16):  # the second in place of the first
+    for dtype in (np.float32, np.uint16):  # the second in place of the first, but in a folder
+        stem = f"p{np.dtype(dtype).name}" if form == ".folder" else "p"
         result = result_of(volume.space.shape, dtype)
-        written = write_sections(tmp_path / "sections", "p", iter(result), stack, dtype)
-        at_once = write_result(tmp_path / "once", "p", result, volume)
+        written = write_sections(tmp_path / "sections", stem, iter(result), stack, dtype)
+        at_once = write_result(tmp_path / "once", stem, result, volume)
         assert written.name == at_once.name
         again, expected = read(written, **stated), read(at_once, **stated)
         assert again.pixels.dtype == expected.pixels.dtype == dtype
@@ -81,7 +82,18 @@ def test_as_the_whole_at_once_is_written(tmp_path, form, axis):
         assert again.space == expected.space
         if form.endswith(".zarr"):
             assert same_contents(written, at_once)
-    assert {p.name for p in (tmp_path / "sections").iterdir()} == {written.name}
+    left = {p.name for p in (tmp_path / "sections").iterdir()}
+    assert left == ({"pfloat32", "puint16"} if form == ".folder" else {written.name})
+
+
+def test_a_file_of_the_other_type_is_neither_removed_nor_left_beside(tmp_path, make_folder):
+    """One section would have two files, and which of them counts nobody knows."""
+    stack = open_sections(make_folder([np.zeros((4, 5), np.uint8)] * 2))
+    folder = write_sections(tmp_path, "p", lambda z: np.full((4, 5), z, np.float32), stack, np.float32)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"^write_result\(\): .*s1.tif would be another s1.png; move it away"):
+        write_sections(tmp_path, "p", lambda z: np.full((4, 5), z), stack, np.uint8)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])

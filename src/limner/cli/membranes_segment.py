@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from limner.run_record import RunRecord, content_key, hash_file
 
 ALGORITHM = 1  # raised whenever the same settings give other maps
 SEEN = 256  # pixels of the first section, either way, that are looked at before anything is computed
+COARSEST_UM = 1.0  # of pixels; membranes are some 10 nm thick
 UNLIKE = 1.25  # times the pixel size that the model was trained at
 
 
@@ -73,7 +75,8 @@ class MembranesSegment:
     scheduler: Annotated[str | None, arg(metavar="ADDRESS", help_behavior_hint="(default: threads here)")] = None
     """Address of a dask.distributed cluster whose workers compute the windows, those of one section at a time."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace Limner's own files in OUT where they come from another model or settings, or were changed by hand."""
+    """Replace Limner's own files in OUT where they come from other images, another model or averaging, or were changed
+    by hand. Cells and fusion are made anew without asking."""
 
     def run(self, command_line: Sequence[str]) -> int:
         """Find membranes and cells, or say that it is done already.
@@ -156,6 +159,8 @@ def read_inputs(command: MembranesSegment) -> Inputs:
     _check_sizes(command, stack)
     _check_pixels(stack)
     notes = (*_notes(stack, model), *_notes_on_fusion(command, fusion))
+    for note in notes:
+        warnings.warn(note, stacklevel=2)  # before the work; the report repeats it
     return Inputs(stack, dataclasses.replace(model, fusion=fusion), options, device, notes)
 
 
@@ -190,9 +195,13 @@ def _check_pixels(stack: SectionStack) -> None:
 
 def _notes(stack: SectionStack, model: Model) -> tuple[str, ...]:
     """A note where the sections have pixels of another size than the model was trained at."""
-    if stack.spacing is None or math.isnan(model.um_per_px):
+    if stack.spacing is None:
         return ()
     um_per_px = 1000 * math.sqrt(stack.spacing[1] * stack.spacing[2])
+    if um_per_px > COARSEST_UM:
+        return (f"Pixels of {um_per_px:.4g} um show no membranes: is the spacing in mm (4 nm are 0.000004)?",)
+    if math.isnan(model.um_per_px):
+        return ()
     if 1 / UNLIKE <= um_per_px / model.um_per_px <= UNLIKE:
         return ()
     return (
@@ -273,6 +282,4 @@ def settings_shown(record: RunRecord) -> dict[str, object]:
 def print_summary(output: Path, record: RunRecord) -> None:
     """Print what came out, notes, and where the report is."""
     print(record.summary)
-    for note in record.notes:
-        print(f"Note: {note}")
     print(f"Report: {output / 'report.html'}")

@@ -59,8 +59,9 @@ from limner.watershed import cells_between, closed_contours, fuse
 TASK = "membranes"
 MEMBRANE = 1  # channel of the network's output; 0 is the cells'
 UNKNOWN = -1
+LARGEST_PATCH = 4096  # pixels
 SAMPLED = 1_000_000  # pixels, about, that a section's mean and deviation are taken from
-MARGIN = 0.05  # of the pixels with the first one's very level: more than any level has in a micrograph
+MARGIN = 0.25  # of the outermost pixels with one very level: more than any has in a micrograph
 BAND = 512  # rows of a section that are read at once for them
 ROOM = 8  # a patch is cut out with an eighth of its side around it, so that bending brings in what lies beside it
 WEIGHTS_OF_FUSION = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35)  # from a third on every contour is above 0.5
@@ -125,8 +126,10 @@ class Settings:
         for name in not_below:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not possible; give 0 or more")
-        if self.patch % 16:
-            raise ValueError(f"--patch: {self.patch} is no multiple of 16; give 128, 256, 480, ...")
+        if self.patch % 16 or self.patch > LARGEST_PATCH:
+            raise ValueError(
+                f"--patch: {self.patch} is no multiple of 16 up to {LARGEST_PATCH}; give 128, 256, 480, ..."
+            )
         for name in shares:
             if not getattr(self, name) < 1:
                 raise ValueError(f"--{name}: {getattr(self, name)} is no share; give 0 or more, below 1")
@@ -274,22 +277,18 @@ def grey_statistics(image: Image) -> tuple[float, float]:
     rows = math.ceil(BAND / stride) * stride
     bands = (np.asarray(image[slice(y, y + rows), slice(0, width)]) for y in range(0, height, rows))
     some = np.concatenate([band[::stride, ::stride].ravel() for band in bands]).astype(np.float64)
-    level = margin_level(some, float(np.asarray(image[slice(0, 1), slice(0, 1)])[0, 0]))
+    level = margin_level(image)
     seen = some if level is None or (some == level).all() else some[some != level]
     return float(seen.mean()), max(float(seen.std()), 1e-6)
 
 
-def margin_level(pixels: NDArray[Any], corner: float) -> float | None:
-    """The grey level around a section that was moved on its canvas; None where there is no such margin.
-
-    Parameters
-    ----------
-    pixels : ndarray
-        The section's, or some of them.
-    corner : float
-        Its first pixel: the margin's level, where `MARGIN` of the pixels have exactly that.
-    """
-    return corner if np.mean(pixels == corner) > MARGIN else None
+def margin_level(image: Image) -> float | None:
+    """The one grey level around a section that was moved on its canvas; None where there is no such margin."""
+    height, width = image.shape[:2]
+    rows = [image[slice(y, y + 1), slice(0, width)] for y in (0, height - 1)]
+    columns = [image[slice(0, height), slice(x, x + 1)] for x in (0, width - 1)]
+    levels, counts = np.unique(np.concatenate([np.ravel(line) for line in (*rows, *columns)]), return_counts=True)
+    return float(levels[counts.argmax()]) if counts.max() >= MARGIN * counts.sum() else None
 
 
 def train(
@@ -563,7 +562,7 @@ class Segmentation:
         What lies on the margin of the section's `pixels`, or all of it where they are of one level, is no cell.
         """
         cells = cells_between(fused >= HALF, self.least_cell)
-        level = margin_level(pixels, pixels[0, 0])
+        level = margin_level(pixels)
         if level is None:
             return cells
         sizes = np.bincount(cells.ravel())

@@ -70,6 +70,7 @@ GAMMA_ALONE, GAMMA_WITH_NETWORK = 0.3, 1.0  # the walker's own chances are smoot
 AS_GOOD = 0.01  # share of left-out strokes: strokes lie inside organs, so that they hardly tell close gammas apart
 LEAST_CONTRAST = 3.0  # grey levels: noise of less says nothing about edges
 FEW_RIGHT = 0.75  # of left-out strokes: then the drawn sections lie too far apart
+DOUBT = 0.1  # chance to be wrong from which a pixel speaks for drawing there: the little of empty ground does not
 MOST_SURE = 20_000  # voxels that metric learning takes from the walker
 MOST_LEFT_OUT = 6  # sections, to choose gamma
 
@@ -276,7 +277,8 @@ class Session:
             levels = levels[..., 0] if levels.shape[-1] == 1 else levels
             labels = cut_labels(self._chances, levels, self.grid.spacing, options, seeds)
         maps = to_full_size(self.grid, self._chances, labels, scribbles, self.images.space)
-        suggestions = suggest_sections([float(section.sum()) for section in maps.uncertainty], scribbles.sections)
+        doubtful = [float(section[section > DOUBT].sum()) for section in maps.uncertainty]
+        suggestions = suggest_sections(doubtful, scribbles.sections)
         self.seconds["all"] = time.monotonic() - began
         return Segmentation(
             LabelMap(maps.labels, self.images.space, scribbles.label_map.table, self.images.source),
