@@ -178,3 +178,16 @@ def test_the_reach_of_the_warp(tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert main(["evaluate", "neurites", str(pred), str(true), "--reach", "nan"]) == 2
     assert capsys.readouterr().err == "limner: error: --reach: nan is no distance; give pixels, 0 or more, or inf\n"
+
+
+def test_labels_given_for_a_map_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids of 8 bit could be probabilities; but one never lies beside another, only beside 0."""
+    y, x = np.indices((60, 60))
+    labels = np.where((y % 10 == 0) | (x % 10 == 0), 0, 1 + y // 10 * 6 + x // 10).astype(np.uint8)
+    truth = write(tmp_path / "truth.tif", (labels > 0).astype(np.uint8))
+    found = write(tmp_path / "found.tif", labels)
+    evaluate(found, truth, "--pred-is", "membrane")
+    assert f"warning: {found} looks like labels of cells; add --pred-is cells" in capsys.readouterr().err
+    noise = np.random.default_rng(0).integers(0, 256, labels.shape)
+    evaluate(write(tmp_path / "map.tif", noise.astype(np.uint8)), truth, "--pred-is", "membrane")
+    assert "looks like labels" not in capsys.readouterr().err

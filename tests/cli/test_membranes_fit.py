@@ -343,3 +343,8 @@ def test_grey_sections_saved_in_colour_are_taken_as_grey(folder: Path) -> None:
         iio.imwrite(file, np.stack([iio.imread(file)] * 3, axis=-1))
     assert run(folder, "--overwrite") == 0
     assert same_weights(grey, written(folder))
+
+
+def test_an_image_given_for_labels_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "images" / "s4.png").unlink()
+    assert "looks like an image" in refused(folder, capsys, labels="images")

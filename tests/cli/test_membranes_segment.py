@@ -113,6 +113,11 @@ def test_cells_of_each_section(folder: Path, model: Model) -> None:
         assert [int(row["id"]) for row in of_section] == list(range(1, cells.max() + 1))
         assert int(of_section[0]["pixels"]) == (cells == 1).sum()
         assert float(of_section[0]["um2"]) == pytest.approx((cells == 1).sum() * 1.6e-5)
+        inner = next(row for row in of_section if int(row["id"]) == cells[24, 28])
+        centre = np.argwhere(cells == cells[24, 28]).mean(axis=0)
+        assert (float(inner["y_px"]), float(inner["x_px"])) == pytest.approx(tuple(centre), abs=0.05)
+        edge = {*cells[0], *cells[-1], *cells[:, 0], *cells[:, -1]}
+        assert {int(row["id"]) for row in of_section if row["at_edge"] == "1"} == edge - {0}
 
 
 def test_linked_cells_have_one_id_through_the_stack(folder: Path, model: Model) -> None:
@@ -123,8 +128,8 @@ def test_linked_cells_have_one_id_through_the_stack(folder: Path, model: Model) 
     middle = cells[:, 24, 28]
     assert (middle == middle[0]).all()
     assert middle[0] > 0
-    row = next(row for row in rows(folder / "out" / "cells.csv") if int(row["id"]) == middle[0])
-    assert (row["first_section"], row["last_section"], row["sections"]) == ("0", "3", "4")
+    row = next(row for row in rows(folder / "out" / "linked_cells.csv") if int(row["id"]) == middle[0])
+    assert (row["first_section"], row["last_section"], row["sections"]) == ("s0.png", "s3.png", "4")
     assert int(row["voxels"]) == (cells == middle[0]).sum()
     assert float(row["um3"]) == pytest.approx((cells == middle[0]).sum() * 1.6e-5 * 0.05)
 

@@ -36,6 +36,7 @@ ROWS = {  # of the printed table, with the score at whose best threshold each is
     "others": ("  holes, islands", "warping_error"),
     "pixel_error": ("pixel error", "pixel_error"),
 }
+FEW_VALUES = 5  # labels of fewer cells are not told from a map in steps
 ANY_SPACING = (1.0, 1.0, 1.0)  # in mm; no score depends on it
 
 
@@ -136,6 +137,8 @@ def _probabilities(sections: Sections, command: EvaluateNeurites) -> Sections:
             f"{found} holds {kind} from {lowest:g} to {highest:g}; give probabilities, as floating point numbers from "
             "0 to 1 or of 8 bit, or add --pred-is cells for labels"
         )
+    if kind == np.uint8 and _change_through_0(sections):
+        warnings.warn(f"{command.predicted} looks like labels of cells; add --pred-is cells if it is", stacklevel=2)
     scale = 255 if kind == np.uint8 and highest > 1 else 1
     probabilities = [section.astype(np.float32) / scale for section in sections]
     if highest < scale / 2:
@@ -143,6 +146,17 @@ def _probabilities(sections: Sections, command: EvaluateNeurites) -> Sections:
             f"no probability of {command.predicted} reaches 0.5; add --pred-is cells if it holds labels", stacklevel=2
         )
     return [1 - p for p in probabilities] if command.pred_is == "inside" else probabilities
+
+
+def _change_through_0(sections: Sections) -> bool:
+    """Whether there are many values, and one never lies beside another but 0: so do labels, parted by lines of 0."""
+    import numpy as np
+
+    if len({int(value) for section in sections for value in np.unique(section)}) < FEW_VALUES:
+        return False
+    pairs = [(s[:, 1:], s[:, :-1]) for s in sections]
+    changes = sum(int((a != b).sum()) for a, b in pairs)
+    return sum(int(((a != b) & (a > 0) & (b > 0)).sum()) for a, b in pairs) < 0.01 * changes
 
 
 def _warn_of_polarity(path: Path, cells: Sections, option: str) -> None:

@@ -102,8 +102,8 @@ def write_results(folder: Path, results: Results, report: MembranesReport) -> No
     Parameters
     ----------
     folder : Path
-        Exists; gets ``probabilities``, ``sections.csv``, ``report.html`` and, where cells are wanted, ``cells`` and
-        ``cells.csv``.
+        Exists; gets ``probabilities``, ``sections.csv``, ``report.html`` and, where cells are wanted, ``cells``,
+        ``cells.csv`` and ``linked_cells.csv``.
     results : Results
         What was found.
     report : MembranesReport
@@ -114,7 +114,9 @@ def write_results(folder: Path, results: Results, report: MembranesReport) -> No
     if results.with_cells:
         ids = [int(row.cell_ids.max(initial=0)) for row in report.rows if row.cell_ids is not None]
         _write(folder, "cells", results.cells, results.stack, label_type(max(ids)))
-        write_cells(folder / "cells.csv", report.rows, results.stack.spacing, results.linked)
+        write_cells(folder / "cells.csv", results)
+    if results.linked:
+        write_linked_cells(folder / "linked_cells.csv", report.rows, results.stack.spacing)
     write_membranes_report(folder / "report.html", report)
 
 
@@ -139,37 +141,46 @@ def write_section_table(path: Path, rows: Sequence[SectionRow]) -> None:
             table.writerow([row.name, *row.shape, f"{row.membrane:.5f}", f"{row.unsure:.5f}", n])
 
 
-def write_cells(
-    path: Path, rows: Sequence[SectionRow], spacing: tuple[float, float, float] | None, linked: bool
-) -> None:
-    """A row a cell: of the volume where cells are linked, else of each section; um2 and um3 where spacing is known."""
+def write_cells(path: Path, results: Results) -> None:
+    """A row for each cell of each section: size, um2 where spacing is known, centre, whether it is cut by the edge."""
+    spacing = results.stack.spacing
     um2 = None if spacing is None else spacing[1] * spacing[2] * 1e6
-    um3 = None if spacing is None or um2 is None else spacing[0] * 1e3 * um2
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        if linked:
-            table.writerow(["id", "first_section", "last_section", "sections", "voxels", *(["um3"] if um3 else [])])
-            for id_, first, last, n, voxels in _linked_cells(rows):
-                table.writerow([id_, first, last, n, voxels, *([f"{voxels * um3:.6g}"] if um3 else [])])
-            return
-        table.writerow(["section", "id", "pixels", *(["um2"] if um2 else [])])
-        for row in rows:
-            for id_, pixels in _cells_of(row):
-                table.writerow([row.name, id_, pixels, *([f"{pixels * um2:.6g}"] if um2 else [])])
+        table.writerow(["section", "id", "pixels", *(["um2"] if um2 else []), "y_px", "x_px", "at_edge"])
+        for z, name in enumerate(results.stack.names):
+            for id_, pixels, y, x, at_edge in _measured(results.cells(z)):
+                area = [f"{pixels * um2:.6g}"] if um2 else []
+                table.writerow([name, id_, pixels, *area, f"{y:.1f}", f"{x:.1f}", int(at_edge)])
 
 
-def _cells_of(row: SectionRow) -> Iterator[tuple[int, int]]:
-    if row.cell_ids is not None and row.cell_areas_px is not None:
-        yield from zip(row.cell_ids.tolist(), row.cell_areas_px.tolist(), strict=True)
+def _measured(cells: NDArray[np.integer[Any]]) -> Iterator[tuple[int, int, float, float, bool]]:
+    """Id, pixels, centre (y, x) and whether it lies at the section's edge, of each cell."""
+    ids, places = np.unique(cells, return_inverse=True)
+    places = places.ravel()
+    pixels = np.bincount(places)
+    y, x = (np.bincount(places, index.ravel()) / pixels for index in np.indices(cells.shape))
+    outline = np.concatenate([cells[0], cells[-1], cells[:, 0], cells[:, -1]])
+    rows = zip(ids.tolist(), pixels.tolist(), y.tolist(), x.tolist(), np.isin(ids, outline).tolist(), strict=True)
+    yield from (row for row in rows if row[0] > 0)
 
 
-def _linked_cells(rows: Sequence[SectionRow]) -> Iterator[tuple[int, int, int, int, int]]:
-    """Id, first and last section, number of sections and voxels of each cell of the volume."""
-    found = dict[int, list[int]]()
-    for z, row in enumerate(rows):
-        for id_, pixels in _cells_of(row):
-            cell = found.setdefault(id_, [z, z, 0, 0])
-            cell[1:] = [z, cell[2] + 1, cell[3] + pixels]
-    for id_ in sorted(found):
-        first, last, n, voxels = found[id_]
-        yield id_, first, last, n, voxels
+def write_linked_cells(path: Path, rows: Sequence[SectionRow], spacing: tuple[float, float, float] | None) -> None:
+    """A row for each cell of the volume: first and last section, how many, voxels, um3 where spacing is known."""
+    um3 = None if spacing is None else spacing[0] * spacing[1] * spacing[2] * 1e9
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "first_section", "last_section", "sections", "voxels", *(["um3"] if um3 else [])])
+        for id_, on in sorted(_by_id(rows).items()):
+            names, voxels = [name for name, _ in on], sum(pixels for _, pixels in on)
+            table.writerow([id_, names[0], names[-1], len(on), voxels, *([f"{voxels * um3:.6g}"] if um3 else [])])
+
+
+def _by_id(rows: Sequence[SectionRow]) -> dict[int, list[tuple[str, int]]]:
+    """Names of the sections that each cell of the volume is on, and its pixels there."""
+    found = dict[int, list[tuple[str, int]]]()
+    for row in rows:
+        if row.cell_ids is not None and row.cell_areas_px is not None:
+            for id_, pixels in zip(row.cell_ids.tolist(), row.cell_areas_px.tolist(), strict=True):
+                found.setdefault(id_, []).append((row.name, pixels))
+    return found

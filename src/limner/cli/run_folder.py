@@ -12,7 +12,17 @@ from limner.run_record import RunRecord, Store, differing_settings, hash_file, r
 RECORD = "run.json"
 # without their endings
 RESULTS = (
-    *("labels", "uncertainty", "probabilities", "heat_maps", "cells", "structures", "objects", "sections"),
+    *(
+        "labels",
+        "uncertainty",
+        "probabilities",
+        "heat_maps",
+        "cells",
+        "linked_cells",
+        "structures",
+        "objects",
+        "sections",
+    ),
     *("volumes", "report"),
 )
 

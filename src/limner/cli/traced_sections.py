@@ -23,6 +23,7 @@ from limner.run_record import hash_inputs
 from limner.space import Space
 from limner.volume import Volume
 
+FEW_VALUES, FLAT = 16, 0.5  # values from which labels are looked at; share of neighbours that are alike in labels
 ANY_SPACING = (1.0, 1.0, 1.0)  # in mm, where IMAGES state none: membranes are found without
 Labels = NDArray[np.integer[Any]]
 
@@ -85,6 +86,7 @@ def read_traced(images: Path, labels: Path, membrane_is: int = 0, section_axis: 
             continue
         image = stack[z][:, :]
         _check_size(file, traced, stack.names[z], image)
+        _check_flat(file, traced, present)
         values.update(present)
         sections[stack.names[z]] = TracedSection(image, membrane_of_labels(traced, membrane_is))
     _check_values(labels, values, membrane_is)
@@ -143,6 +145,12 @@ def _check_size(file: Path, labels: Labels, name: str, image: NDArray[Any]) -> N
             f"LABELS: {file} has size {labels.shape}, its image {name} {image.shape} (y, x); give labels of the "
             "image's size"
         )
+
+
+def _check_flat(file: Path, labels: Labels, present: Collection[int]) -> None:
+    """Labels of cells are flat: an image that is given for them has another value at nearly every pixel."""
+    if len(present) > FEW_VALUES and np.mean(labels[:, 1:] == labels[:, :-1]) < FLAT:
+        raise ValueError(f"LABELS: {file} looks like an image, with {len(present)} values; give its labels")
 
 
 def _check_values(path: Path, values: Collection[int], membrane_is: int) -> None:
