@@ -126,8 +126,9 @@ def test_the_likelihood_never_falls(settings, dtype):
     assert bound[-1] - bound[0] > 0.05 * len(image)
 
 
-def test_each_parameter_is_the_best_given_the_others():
-    """A step away, of one mean, deviation or share alone, lowers the expected log likelihood of the M-step."""
+def test_each_parameter_is_the_best_given_the_others(monkeypatch):
+    """A step away, of one parameter alone, lowers the expected log likelihood of the M-step."""
+    monkeypatch.setattr("limner.mixture_refinement.SWEEPS", 300)
     image, log_prior, positions, *_ = phantom()
     basis = Basis.at(positions.to(image), 2)
     before = initial_mixture(image, log_prior, basis, 1.0, Settings(order=2, gaussians=2))
@@ -151,6 +152,13 @@ def test_each_parameter_is_the_best_given_the_others():
             scale[k] = factor
             assert expected(replace(after, means=after.means * scale)) < best
             assert expected(replace(after, sigmas=after.sigmas * scale)) < best
+    for share in (-0.01, 0.01):
+        assert expected(replace(after, shares=after.shares + share * torch.tensor([1, -1] * 4))) < best
+    for m in range(1, len(after.gain)):
+        for step in (-0.005, 0.005):
+            gain = after.gain.clone()
+            gain[m] += step
+            assert expected(replace(after, gain=gain)) < best
 
 
 def test_no_deviation_below_the_noise():

@@ -34,7 +34,7 @@ from numpy.polynomial.legendre import legvander
 from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK = 2**15  # voxels at once: their probabilities stay in the processor's cache
+BLOCK = 2**13  # voxels at once: their probabilities stay in the processor's cache
 SWEEPS = 2  # of the M-step, which costs next to nothing, through its parameters
 LOWEST_GAIN = 0.2
 
