@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from limner.intensity import background_level, tissue_mask, to_8_bit
+from limner.intensity import background_level, estimate_noise, normalise_scan, tissue_mask, to_8_bit
 
 
 def ramp(background=0.0, low=1000.0, high=2000.0):
@@ -82,3 +82,68 @@ def test_hot_pixels_do_not_hide_the_tissue() -> None:
     hot = tissue_mask(stack)
     assert hot.sum() == clean.sum() + 1
     assert to_8_bit(stack)[2, 20, 20] > 200
+
+
+def smooth_scan(shape, noise, seed=0):
+    """Shading along every axis, bright and dark halves with an edge between them, white noise."""
+    z = np.indices(shape)
+    shading = sum(30 * np.sin(axis / 9) for axis in z)
+    return 100.0 + shading + 200 * (z[-1] > shape[-1] // 2) + np.random.default_rng(seed).normal(0, noise, shape)
+
+
+@pytest.mark.parametrize("noise", [2.0, 20.0])
+@pytest.mark.parametrize("shape", [(300, 300), (40, 50, 60), (1, 300, 300)])
+def test_known_noise_is_found(shape, noise):
+    assert estimate_noise(smooth_scan(shape, noise)) == pytest.approx(noise, rel=0.05)
+
+
+def test_noise_by_hand_is_that_of_immerkaers_mask():
+    """One bright pixel: the mask's absolute values sum to 16, over 9 x 9 inner pixels of 11 x 11."""
+    section = np.zeros((11, 11))
+    section[5, 5] = 3
+    assert estimate_noise(section) == pytest.approx(np.sqrt(np.pi / 2) * 3 * 16 / 6 / 81)
+
+
+def test_noise_within_the_mask_alone():
+    scan = smooth_scan((30, 40, 40), 5.0)
+    scan[:, 20:] = 0  # no noise here, and a jagged edge
+    mask = scan != 0
+    assert estimate_noise(scan, mask) == pytest.approx(5, rel=0.05)
+    assert estimate_noise(scan) < 4
+    assert estimate_noise(7 * scan + 30, mask) == pytest.approx(35, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask", "said"),
+    [
+        ((9, 9), np.zeros((9, 9), bool), "the mask is empty"),
+        ((9, 9), np.ones((9, 8), bool), r"mask has shape \(9, 8\), pixels \(9, 9\)"),
+        ((9, 9), np.eye(9, dtype=bool), "no pixel has all its neighbours"),
+        ((2, 9), None, "no pixel has all its neighbours"),
+    ],
+)
+def test_noise_of_too_little(shape, mask, said):
+    with pytest.raises(ValueError, match=said):
+        estimate_noise(np.zeros(shape), mask)
+
+
+def test_percentiles_of_a_scan_become_0_and_1():
+    scan = np.arange(101.0).reshape(1, 1, 101)
+    np.testing.assert_allclose(normalise_scan(scan)[0, 0, [5, 50, 95]], [0, 0.5, 1], atol=1e-6)
+    mask = scan <= 20
+    np.testing.assert_allclose(normalise_scan(scan, mask)[0, 0, [1, 10, 19, 100]], [0, 0.5, 1, 2], atol=1e-6)
+
+
+def test_scans_of_any_scale_become_one():
+    scan = smooth_scan((20, 20, 20), 5.0)
+    np.testing.assert_allclose(normalise_scan(12 * scan - 400), normalise_scan(scan), atol=1e-5)
+    hot = scan.copy()
+    hot[3, 4, 5] = 1e6
+    np.testing.assert_allclose(np.delete(normalise_scan(hot), 3, 0), np.delete(normalise_scan(scan), 3, 0), atol=1e-3)
+    assert normalise_scan(hot)[3, 4, 5] == 2
+
+
+def test_a_scan_of_one_value_is_0():
+    assert not normalise_scan(np.full((4, 4), 7, np.uint8)).any()
+    with pytest.raises(ValueError, match=r"normalise_scan\(\): the mask is empty"):
+        normalise_scan(np.ones((4, 4)), np.zeros((4, 4), bool))
