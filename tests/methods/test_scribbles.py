@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from limner.annotations import Scribbles
 from limner.graph_cut import CutOptions
-from limner.methods.scribbles import GAMMA_ALONE, Session, choose_cut, segment, suggest_sections, walker_options
+from limner.methods.scribbles import USUAL_GAMMA, Session, choose_cut, segment, suggest_sections, walker_options
 from limner.model_file import read_model
 from limner.run_record import Store
 from limner.scribble_settings import Settings
@@ -89,7 +89,7 @@ def test_gamma_is_the_one_at_which_left_out_strokes_come_out_right(phantom, stro
 def test_strokes_may_be_drawn_on_one_section_only(phantom, strokes_on):
     images, labels = phantom()
     result = segment(images, strokes_on(images, labels, [1], drawn=(10,)), Settings())
-    assert result.cut.gamma == GAMMA_ALONE  # no section can be left out
+    assert result.cut.gamma == USUAL_GAMMA  # no section can be left out
     assert _iou(result.labels.labels[10] == 1, labels[10] == 1) > 0.7
 
 

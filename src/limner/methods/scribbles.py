@@ -66,7 +66,7 @@ from limner.working_grid import Grid
 
 ALGORITHM = 4  # raised with every change that alters results: what was kept before is then made anew
 GAMMAS = (0.0, 0.3, 1.0, 3.0)
-GAMMA_ALONE, GAMMA_WITH_NETWORK = 0.3, 1.0  # the walker's own chances are smooth already
+USUAL_GAMMA = 0.3  # the walker's chances are smooth already
 AS_GOOD = 0.01  # share of left-out strokes: strokes lie inside organs, so that they hardly tell close gammas apart
 LEAST_CONTRAST = 3.0  # grey levels: noise of less says nothing about edges
 FEW_RIGHT = 0.75  # of left-out strokes: then the drawn sections lie too far apart
@@ -492,11 +492,10 @@ def choose_cut(
                 float(np.mean([(found[truth == m] == m - 1).mean() for m in np.unique(truth[truth > 0])]))
             )
     scores = {gamma: float(np.mean(shares)) for gamma, shares in right.items() if shares}
-    usual = GAMMA_WITH_NETWORK if session.prior_weight > 0 else GAMMA_ALONE
     if not scores:
-        return replace(base, gamma=usual), {}
+        return replace(base, gamma=USUAL_GAMMA), {}
     best = max(scores, key=lambda gamma: (scores[gamma], -gamma))
-    chosen = usual if scores[usual] >= scores[best] - AS_GOOD else best
+    chosen = USUAL_GAMMA if scores[USUAL_GAMMA] >= scores[best] - AS_GOOD else best
     return replace(base, gamma=chosen), {f"{gamma:g}": share for gamma, share in scores.items()}
 
 
