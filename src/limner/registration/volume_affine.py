@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from limner.registration.template import (
     Template,
@@ -55,11 +57,13 @@ Mask = NDArray[np.bool_]
 
 BINS = 32
 FACE = 0.2  # a face of a scan is cut where it shows this share of the largest parallel section of the brain
+LEAST_SEEN = 0.3  # share of the template's brain that a scan shows
 LEAST_OVERLAP = 0.8  # Dice of the brains; aligned scans have .93 and more
-LEAST_INFORMATION = 0.06  # share of the template's entropy; aligned scans have .11 and more, noise .04
+LEAST_INFORMATION = 0.03  # share of the template's entropy; measured .11, .07 with much noise, 0 of noise alone
 BETTER = 1.1  # another orientation than the header's is taken where it fits better by this factor
-STEPS = {4: 100, 2: 60, 1: 30}  # shrink factor of the template's grid -> iterations at most
-SAMPLED = 20_000  # voxels at the finest level
+LEVELS = (4, 4, 2, 2, 1)  # shrink factors of the template's grid; each begins with long steps anew
+LONGEST_STEP, SHORTEST_STEP = 2.0, 0.01  # in voxels of the template's grid
+SAMPLED = 50_000  # voxels at the finest level
 SEED = 1
 
 
@@ -139,7 +143,7 @@ def align(scan: Volume, template: Template, brain: Mask | None = None) -> Alignm
     inside = brain_or_found(scan, brain, "align")
     moving = _field_of_view(scaled(scan.pixels, inside), inside, scan.space, template)
     start, turned = _best_start(template, moving)
-    return _judged(template, moving, _register(template, moving, start, tuple(STEPS)), turned)
+    return _judged(template, moving, _register(template, moving, start), turned)
 
 
 def align_labels(label_map: LabelMap, template: Template, intensities: Mapping[int, float] | None = None) -> Alignment:
@@ -152,8 +156,8 @@ def align_labels(label_map: LabelMap, template: Template, intensities: Mapping[i
     template : Template
         As of `make_template`.
     intensities : mapping of int to float, optional
-        Usual intensity of each label in an image like the template; else they are measured on it in three rounds,
-        the first with one intensity for all labels.
+        Usual intensity of each label in an image like the template; else they are measured on it, anew after each
+        level, from one intensity for all labels.
 
     Returns
     -------
@@ -169,12 +173,13 @@ def align_labels(label_map: LabelMap, template: Template, intensities: Mapping[i
     inside = brain_or_found(label_map, label_map.labels > 0, "align_labels")
     painted = paint(label_map, intensities or dict.fromkeys(label_map.present, 1.0))
     moving = _field_of_view(scaled(painted, inside), inside, label_map.space, template)
-    start, turned = _best_start(template, moving)
-    for shrink in () if intensities else (4, 2):
-        start = _register(template, moving, start, (shrink,))
+    start, turned = _best_start(template, moving, by_outline=intensities is None)
+    for levels in () if intensities else ((4, 4), (2, 2), (1,)):
+        start = _register(template, moving, start, levels)
         painted = paint(label_map, mean_intensities(label_map, template, start))
         moving = _field_of_view(scaled(painted, inside), inside, label_map.space, template)
-    return _judged(template, moving, _register(template, moving, start, tuple(STEPS)), turned)
+    found = _register(template, moving, start, LEVELS if intensities else (2, 1))
+    return _judged(template, moving, found, turned)
 
 
 def _field_of_view(pixels: NDArray[np.float32], inside: Mask, space: Space, template: Template) -> sitk.Image:
@@ -201,7 +206,7 @@ def _padding(inside: Mask, axis: int, wide: float) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------------ the search
 
 
-def _best_start(template: Template, moving: sitk.Image) -> tuple[AffineTransform, bool]:
+def _best_start(template: Template, moving: sitk.Image, by_outline: bool = False) -> tuple[AffineTransform, bool]:
     """Centre of mass on centre of mass, as the header says or in one of the other 23 orientations.
 
     A header that mirrors the scan cannot be told from one that does not: mirrored orientations are not tried.
@@ -211,12 +216,12 @@ def _best_start(template: Template, moving: sitk.Image) -> tuple[AffineTransform
     starts = []
     for turn in _turns():
         starts.append(transform_of(turn, moving_centre - turn @ fixed_centre))
-    fits = [_fit(coarse, moving, start) for start in starts]
+    fits = [_fit(coarse, moving, start, by_outline) for start in starts]
     others = [starts[i] for i in np.argsort(fits)[::-1][:2] if fits[i] > BETTER * fits[0]]
     if not others:
         return starts[0], False
-    found = [_register(template, moving, start, (4,)) for start in (starts[0], *others)]
-    fits = [_fit(coarse, moving, one) for one in found]
+    found = [_register(template, moving, start, (4, 4)) for start in (starts[0], *others)]
+    fits = [_fit(coarse, moving, one, by_outline) for one in found]
     best = int(np.argmax(fits))
     return (found[best], True) if fits[best] > BETTER * fits[0] else (found[0], False)
 
@@ -238,42 +243,64 @@ def _centre(image: sitk.Image) -> NDArray[np.float64]:
 
 
 def _register(
-    template: Template, moving: sitk.Image, start: AffineTransform, shrinks: tuple[int, ...]
+    template: Template, moving: sitk.Image, start: AffineTransform, levels: Sequence[int] = LEVELS
 ) -> AffineTransform:
     """Descend on Mattes' mutual information, one level after the other."""
     brain = to_image(template.brain.astype(np.uint8), template.space)
-    mask = sitk.BinaryDilate(brain, [3, 3, 3])
-    n_voxels = np.count_nonzero(sitk.GetArrayViewFromImage(mask))
-    for shrink in shrinks:
-        method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)  # sums depend on the number of threads
-        method.SetMetricAsMattesMutualInformation(BINS)
-        method.SetMetricFixedMask(mask)
-        if shrink == 1 and n_voxels > SAMPLED:
-            method.SetMetricSamplingStrategy(method.REGULAR)
-            method.SetMetricSamplingPercentage(SAMPLED / n_voxels, SEED)
-        method.SetInterpolator(sitk.sitkLinear)
-        method.SetShrinkFactorsPerLevel([shrink])
-        method.SetSmoothingSigmasPerLevel([(shrink - 1) * template.space.spacing[0] / 2])
-        method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-        method.SetOptimizerAsGradientDescent(
-            1.0, STEPS[shrink], convergenceMinimumValue=1e-6, estimateLearningRate=method.EachIteration
-        )
-        method.SetOptimizerScalesFromPhysicalShift()
-        transform = to_sitk(start, _centre(template.image))
+    mask, centre = sitk.BinaryDilate(brain, [3, 3, 3]), _centre(template.image)
+    for shrink in levels:
+        method = _descent(mask, shrink, template.space.spacing[0])
+        transform = to_sitk(start, centre)
         method.SetInitialTransform(transform, inPlace=True)
-        method.Execute(template.image, moving)
+        try:
+            with _one_thread():
+                method.Execute(template.image, moving)
+        except RuntimeError:  # the images have come apart; the verdict will say so
+            return start
         start = from_sitk(transform)
     return start
+
+
+def _descent(mask: sitk.Image, shrink: int, voxel: float) -> sitk.ImageRegistrationMethod:
+    """Steps of regular length, shortened at each turn; gradient descent with its own choice of length ended too early."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(BINS)
+    method.SetMetricFixedMask(mask)
+    n_voxels = np.count_nonzero(sitk.GetArrayViewFromImage(mask))
+    if shrink == 1 and n_voxels > SAMPLED:
+        method.SetMetricSamplingStrategy(method.REGULAR)
+        method.SetMetricSamplingPercentage(SAMPLED / n_voxels, SEED)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetShrinkFactorsPerLevel([shrink])
+    method.SetSmoothingSigmasPerLevel([(shrink - 1) * voxel / 2])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetOptimizerAsRegularStepGradientDescent(
+        LONGEST_STEP * voxel, SHORTEST_STEP * voxel, 100, relaxationFactor=0.7, gradientMagnitudeTolerance=1e-8
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    return method
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """SimpleITK's sums depend on the number of threads and on which is first."""
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 # ----------------------------------------------------------------------------------------------------- the verdict
 
 
 def _judged(template: Template, moving: sitk.Image, transform: AffineTransform, turned: bool) -> Alignment:
-    overlap, information = _agreement(_coarse(template, 2), moving, transform)
+    overlap, information, seen = _agreement(template, moving, transform)
     failed = ""
-    if overlap < LEAST_OVERLAP:
+    if seen < LEAST_SEEN:
+        failed = f"the scan shows {seen:.0%} of the template's brain (at least {LEAST_SEEN:.0%} is wanted)"
+    elif overlap < LEAST_OVERLAP:
         failed = f"the brains overlap by {overlap:.2f} only (Dice; at least {LEAST_OVERLAP:g} is wanted)"
     elif information < LEAST_INFORMATION:
         failed = (
@@ -291,22 +318,27 @@ def _coarse(template: Template, step: int) -> Template:
     return Template(blocks.mean(axis=(1, 3, 5)) * ((blocks > 0).mean(axis=(1, 3, 5)) >= 0.5), space)
 
 
-def _fit(template: Template, moving: sitk.Image, transform: AffineTransform) -> float:
-    overlap, information = _agreement(template, moving, transform)
-    return overlap * information
+def _fit(template: Template, moving: sitk.Image, transform: AffineTransform, by_outline: bool) -> float:
+    """To compare starts by; an image of one intensity has nothing but its outline."""
+    overlap, information, seen = _agreement(template, moving, transform)
+    if seen < LEAST_SEEN:
+        return 0.0
+    return overlap if by_outline else overlap * information
 
 
-def _agreement(template: Template, moving: sitk.Image, transform: AffineTransform) -> tuple[float, float]:
-    """Dice of the brains within the field of view, and mutual information by the template's entropy in both brains."""
+def _agreement(template: Template, moving: sitk.Image, transform: AffineTransform) -> tuple[float, float, float]:
+    """Dice of the brains within the field of view; mutual information by the template's entropy inside both brains;
+    and the share of the template's brain that lies in the field of view.
+    """
     smooth = smoothed(moving, template.space.spacing[0])
-    moved = resampled(smooth, template.space, transform, sitk.sitkLinear, outside=-1.0)
-    levels = sitk.GetArrayFromImage(moved)
-    seen = levels >= 0
-    fixed, levels = template.pixels[seen], levels[seen]
-    a, b = fixed > 0, levels >= 0.05
-    both = a & b
-    overlap = 2 * int(both.sum()) / max(int(a.sum() + b.sum()), 1)
-    return overlap, _shared_information(fixed[both], levels[both])
+    moved = sitk.GetArrayFromImage(resampled(smooth, template.space, transform, sitk.sitkLinear, outside=-1.0))
+    fixed, seen = template.brain, moved >= 0
+    scanned = moved >= 0.05
+    both = fixed & scanned
+    overlap = 2 * int(both.sum()) / max(int((fixed & seen).sum() + scanned.sum()), 1)
+    inner = ndimage.binary_erosion(both)  # at the border both are dark, whatever they are
+    share = int((fixed & seen).sum()) / int(fixed.sum())
+    return overlap, _shared_information(template.pixels[inner], moved[inner]), share
 
 
 def _shared_information(fixed: NDArray[np.float32], moved: NDArray[np.float32]) -> float:
