@@ -262,7 +262,7 @@ def _register(
 
 
 def _descent(mask: sitk.Image, shrink: int, voxel: float) -> sitk.ImageRegistrationMethod:
-    """Steps of regular length, shortened at each turn; gradient descent with its own choice of length ended too early."""
+    """Steps of regular length, shortened at each turn; gradient descent that chooses its length ended too early."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricFixedMask(mask)
