@@ -21,7 +21,7 @@ class Source:
     Parameters
     ----------
     kind : {'volume', 'tiff', 'folder', 'ome-zarr'}
-        One file with geometry (NIfTI, NRRD, MHA), one multi-page TIFF, a folder of section images, or an OME-Zarr.
+        One file with geometry (NIfTI, NRRD, MHA, MGZ), one multi-page TIFF, a folder of section images, or an OME-Zarr.
     path : Path
         The file or folder.
     extension : str

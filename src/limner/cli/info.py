@@ -28,7 +28,7 @@ class Info:
     """
 
     path: Annotated[Positional[Path], arg(metavar="PATH")]
-    """A folder of PNG, TIFF or JPEG sections, a multi-page TIFF, a NIfTI, NRRD or MHA volume, or a model."""
+    """A folder of PNG, TIFF or JPEG sections, a multi-page TIFF, a NIfTI, NRRD, MHA or MGZ volume, or a model."""
     labels: FlagCreatePairsOff[bool] = False
     """It holds labels: list the labelled sections, and the pixels of each structure."""
     label_table: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None

@@ -51,7 +51,8 @@ class MembranesFit:
     """
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
-    """The sections: a folder of PNG, TIFF or JPEG, a multi-page TIFF, an OME-Zarr, or a NIfTI, NRRD or MHA volume."""
+    """The sections: a folder of PNG, TIFF or JPEG, a multi-page TIFF, an OME-Zarr, or a NIfTI, NRRD, MHA or MGZ
+    volume."""
     labels: Annotated[Positional[Path], arg(metavar="LABELS")]
     """Their membranes: a stack of the same shape, or a folder that holds labels of some sections under their images'
     names. Two values, membrane and cell; or an id for each cell, and those that touch are parted by a line."""

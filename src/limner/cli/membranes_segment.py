@@ -44,8 +44,8 @@ class MembranesSegment:
     """
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
-    """The sections: a folder of PNG, TIFF or JPEG (sizes may differ), a multi-page TIFF, an OME-Zarr, or a NIfTI, NRRD
-    or MHA volume; grey."""
+    """The sections: a folder of PNG, TIFF or JPEG (sizes may differ), a multi-page TIFF, an OME-Zarr, or a NIfTI, NRRD,
+    MHA or MGZ volume; grey."""
     model: Annotated[Positional[Path], arg(metavar="MODEL")]
     """A model that `limner membranes fit` wrote."""
     output: Annotated[Path, arg(aliases=["-o"], metavar="OUT", help_behavior_hint="(required)")]

@@ -51,7 +51,7 @@ class ScribblesSegment:
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
     """The stack: a folder of PNG, TIFF or JPEG sections (natural order; sizes may differ), a multi-page TIFF, an
-    OME-Zarr, or a NIfTI, NRRD or MHA volume; grey or RGB."""
+    OME-Zarr, or a NIfTI, NRRD, MHA or MGZ volume; grey or RGB."""
     scribbles: Annotated[Positional[Path], arg(metavar="SCRIBBLES")]
     """The strokes: a label file of the same shape, or a folder that holds the sections drawn on under the names of
     their images. 0 is unmarked, 1 background, 2, 3, ... the organs; both background and an organ need strokes."""

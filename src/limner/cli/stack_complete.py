@@ -43,7 +43,7 @@ class StackComplete:
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
     """The stack: a folder of PNG, TIFF or JPEG sections (natural order; sizes may differ), a multi-page TIFF, or a
-    NIfTI, NRRD or MHA volume; grey or RGB."""
+    NIfTI, NRRD, MHA or MGZ volume; grey or RGB."""
     labels: Annotated[Positional[Path], arg(metavar="LABELS")]
     """Labels of some sections: a file of the same shape, or a folder that holds the labelled sections under the names
     of their images. 0 is background."""

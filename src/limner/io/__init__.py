@@ -1,9 +1,9 @@
 """Read and write image stacks, labels, label tables and section positions; axes are converted here alone.
 
-`read` and `read_labels` take a folder of sections, a TIFF, an OME-Zarr, or a NIfTI, NRRD or MHA volume; `write_result`
-writes back in the same form. In memory sections lie along the first axis, lengths are mm, order z, y, x. Images too
-large for memory go through `open_slide`, `LabelStream` and `GeoJsonStream`, in pixels and micrometres; stacks too large
-for memory through `open_sections` and `write_sections`, section by section.
+`read` and `read_labels` take a folder of sections, a TIFF, an OME-Zarr, or a NIfTI, NRRD, MHA or MGZ volume;
+`write_result` writes back in the same form. In memory sections lie along the first axis, lengths are mm, order z, y, x.
+Images too large for memory go through `open_slide`, `LabelStream` and `GeoJsonStream`, in pixels and micrometres;
+stacks too large for memory through `open_sections` and `write_sections`, section by section.
 """
 
 from limner.io.geojson import GeoJsonStream, rasterise, read_objects

@@ -1,4 +1,4 @@
-"""Read a stack from a folder of sections, a TIFF, an OME-Zarr, or a NIfTI, NRRD or MHA volume."""
+"""Read a stack from a folder of sections, a TIFF, an OME-Zarr, or a NIfTI, NRRD, MHA or MGZ volume."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from limner.io.content import Content, Triple, check_finite
+from limner.io.freesurfer import FREESURFER_ENDINGS, load_mgh
 from limner.io.ome_zarr import is_ome_zarr, load_ome_zarr
 from limner.io.positions import read_positions
 from limner.io.sections import list_sections, load_folder
@@ -34,7 +35,7 @@ def read(
     ----------
     path : str or Path
         A folder of PNG, TIFF or JPEG sections (natural order), a TIFF or OME-TIFF, an OME-Zarr (0.4 or 0.5), or a
-        ``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
+        ``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha``, ``.mhd``, ``.mgz`` or ``.mgh`` file.
     spacing : tuple of float, optional
         Spacing in mm: between sections, then y and x within a section. Overrides what the file states.
     section_axis : {'z', 'y', 'x', 'k', 'j', 'i'}
@@ -97,13 +98,13 @@ def load(path: Path, labels: bool = False) -> Content:
     if name.endswith(TIFF_ENDINGS):
         return load_tiff(path, labels)
     # The longest ending that fits, so that .nii.gz is not taken for .gz.
-    ending = max((e for e in VOLUME_ENDINGS if name.endswith(e)), key=len, default=None)
+    ending = max((e for e in VOLUME_ENDINGS + FREESURFER_ENDINGS if name.endswith(e)), key=len, default=None)
     if ending is None:
         raise ValueError(
             f"read(): {path} is of no known format; give a folder of PNG, TIFF or JPEG sections, an OME-Zarr, or "
-            f"a file ending in {', '.join(TIFF_ENDINGS + VOLUME_ENDINGS)}"
+            f"a file ending in {', '.join(TIFF_ENDINGS + VOLUME_ENDINGS + FREESURFER_ENDINGS)}"
         )
-    return load_volume(path, ending)
+    return load_mgh(path, ending) if ending in FREESURFER_ENDINGS else load_volume(path, ending)
 
 
 def names_read(path: Path) -> tuple[str, ...]:

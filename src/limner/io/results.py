@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from limner.io.content import Pages, Triple
+from limner.io.freesurfer import FREESURFER_ENDINGS, save_mgh
 from limner.io.ome_zarr import ome_zarr_version, save_ome_zarr
 from limner.io.section_stack import SectionStack
 from limner.io.sections import centre_slices
@@ -103,7 +104,7 @@ def write_sections(
     """Write a map of numbers or labels section by section, in the form of the stack they belong to.
 
     One section is in memory at a time; for an OME-Zarr as many as its chunks are deep. The whole result is in memory
-    for NIfTI, NRRD and MHA, and for a TIFF that is cut along y or x.
+    for NIfTI, NRRD, MHA and MGZ, and for a TIFF that is cut along y or x.
 
     Parameters
     ----------
@@ -239,7 +240,10 @@ def _write_file(
         space = Space(
             (len(whole), *whole.shape[1:]), placed.spacing or (1.0, 1.0, 1.0), placed.origin, placed.direction
         )
-        _write_complete(target, lambda path: save_volume(path, whole, space, source.in_microns, bare))
+        if source.extension in FREESURFER_ENDINGS:
+            _write_complete(target, lambda path: save_mgh(path, whole, space))
+        else:
+            _write_complete(target, lambda path: save_volume(path, whole, space, source.in_microns, bare))
     return target
 
 

@@ -1,7 +1,7 @@
 """A stack of which only the sections, and of these the regions, that are asked for are read.
 
 What bounds the memory: of a TIFF the tiles or strips touched (a page of few pieces is decoded once and kept until
-another is asked for), of an OME-Zarr the chunks touched, of a folder the last section decoded. NIfTI, NRRD and MHA
+another is asked for), of an OME-Zarr the chunks touched, of a folder the last section decoded. NIfTI, NRRD, MHA and MGZ
 files cannot be read in part: they are in memory from the start, and so is a TIFF that is cut along y or x.
 """
 

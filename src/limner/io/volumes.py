@@ -1,4 +1,4 @@
-"""NIfTI, NRRD and MHA: one file that states its own geometry, read and written by SimpleITK.
+"""NIfTI, NRRD, MHA and MGZ: one file that states its own geometry, read and written by SimpleITK.
 
 SimpleITK orders points and directions x, y, z; Limner orders them z, y, x. The frame is LPS in both.
 """
