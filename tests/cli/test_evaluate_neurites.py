@@ -180,6 +180,7 @@ def test_the_reach_of_the_warp(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "limner: error: --reach: nan is no distance; give pixels, 0 or more, or inf\n"
 
 
+@pytest.mark.filterwarnings("always")
 def test_labels_given_for_a_map_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ids of 8 bit could be probabilities; but one never lies beside another, only beside 0."""
     y, x = np.indices((60, 60))

@@ -134,6 +134,7 @@ def test_linked_cells_have_one_id_through_the_stack(folder: Path, model: Model) 
     assert float(row["um3"]) == pytest.approx((cells == middle[0]).sum() * 1.6e-5 * 0.05)
 
 
+@pytest.mark.filterwarnings("always")  # of pixels that large, which NIfTI can state
 @pytest.mark.parametrize("name", ["stack.tif", "stack.nii.gz", "stack.ome.zarr"])
 def test_a_volume_comes_back_as_one_file_of_its_format(folder: Path, model: Model, name: str) -> None:
     pixels = np.stack([section(z).image for z in range(4)])
@@ -144,7 +145,7 @@ def test_a_volume_comes_back_as_one_file_of_its_format(folder: Path, model: Mode
         image.SetSpacing((0.4, 0.4, 5.0))
         sitk.WriteImage(image, folder / name)
     else:
-        write_ome_zarr(folder / name, Volume(pixels, Space(pixels.shape, (0.05, 0.004, 0.004))))
+        write_ome_zarr(folder / name, Volume(pixels, Space(pixels.shape, SPACING)))
     assert run(folder, "--link-sections", images=name) == 0
     maps, cells = folder / "out" / "probabilities" / name, folder / "out" / "cells" / name
     assert maps.exists()
@@ -260,7 +261,10 @@ def test_what_the_user_changed_is_not_replaced(folder: Path, capsys: pytest.Capt
     assert edited.read_bytes() == before
 
 
+@pytest.mark.filterwarnings("always")
 def test_pixels_of_another_size_are_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "--spacing", "0.05,4,4") == 0
+    assert "Pixels of 4000 um show no membranes: is the spacing in mm" in capsys.readouterr().err
     assert run(folder, "--spacing", "0.00005,0.000008,0.000008") == 0
     assert "pixels of 0.008 um, those that the model was trained on 0.004 um" in capsys.readouterr().err
 

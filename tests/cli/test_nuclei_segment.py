@@ -507,7 +507,7 @@ def test_a_cluster_finds_the_same(segment, tmp_path, blobs):
 @pytest.mark.filterwarnings("default")  # of distributed's own making
 def test_a_cluster_that_is_not_there(segment, tmp_path, monkeypatch):
     pytest.importorskip("distributed", reason="distributed is not installed")
-    monkeypatch.setattr("limner.cli.nuclei_segment.SECONDS_TO_ANSWER", 0.2)
+    monkeypatch.setattr("limner.cli.cluster.SECONDS_TO_ANSWER", 0.2)
     iio.imwrite(tmp_path / "a.png", two_discs()[0])
     for address in ("tcp://127.0.0.1:1", "nowhere"):
         status, out, err = segment(tmp_path / "a.png", *PX, "--scheduler", address)

@@ -139,7 +139,7 @@ def test_rate_of_the_paper_and_of_a_short_training():
         ({"rate": float("nan")}, "--rate: nan is not possible; give a number above 0"),
         ({"weight_decay": -1.0}, "--weight-decay: -1.0 is not possible; give 0 or more"),
         ({"seed": -1}, "--seed: -1 is not possible; give 0 or more"),
-        ({"patch": 100}, "--patch: 100 is no multiple of 16; give 128, 256, 480, ..."),
+        ({"patch": 100}, "--patch: 100 is no multiple of 16 up to 4096; give 128, 256, 480, ..."),
         ({"dropout": 1.0}, "--dropout: 1.0 is no share; give 0 or more, below 1"),
         ({"contrast": 1.5}, "--contrast: 1.5 is no share; give 0 or more, below 1"),
         ({"network": "vgg"}, "--network: vgg is not known; give contextual or unet"),
