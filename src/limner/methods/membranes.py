@@ -619,7 +619,7 @@ def levelled(probability: NDArray[np.float32], contours: NDArray[np.bool_], w_f:
 
     Examples
     --------
-    >>> levelled(np.array([[0.6, 0.4, 0.4]], np.float32), np.array([[False, True, False]]), w_f=0.2)
+    >>> levelled(np.array([[0.6, 0.4, 0.4]], np.float32), np.array([[False, True, False]]), w_f=0.2).round(2)
     array([[0.6 , 0.65, 0.4 ]], dtype=float32)
     """
     found: NDArray[np.float32] = np.minimum(fuse(probability, contours, w_f) / np.float32(1 - w_f), np.float32(1))
