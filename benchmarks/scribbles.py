@@ -57,11 +57,11 @@ def main() -> None:
 
 def problems(name: str) -> Iterator[tuple[dict[str, Any], Case, Scribbles]]:
     """What tells a row from others, the case and its strokes."""
-    sets = [(0, 5), (1, 5), (2, 5), (0, 1), (0, 2), (0, 3), (0, 4), (0, 6)] if name == "stack" else [(0, 5)]
-    cases = [] if name == "models" else mouse_stack()
-    cases += [] if name == "stack" else mouse_mri(TESTED)
-    for seed, n in sets:
-        for case in cases:
+    stack = [] if name == "models" else mouse_stack()
+    animals = [] if name == "stack" else mouse_mri(TESTED)
+    more = [(0, 1), (0, 2), (0, 3), (0, 4), (0, 6)] if name == "stack" else []
+    for seed, n in [(0, 5), (1, 5), (2, 5), *more]:
+        for case in stack + (animals if seed == 0 else []):
             key = {"data": name, "volume": case.name, "organ": case.organ, "n_sections": n, "seed": seed}
             yield key, case, case.scribbles(case.sections(n), seed)
 
