@@ -30,8 +30,8 @@ from limner.space import Space
 from limner.volume import Label, LabelMap, LabelTable
 
 LONGEST_SIDE = 320  # pixels of a slice; larger ones are shown smaller
-MOST_SLICES = 9  # of each plane of a scan
-MOST_PICTURES = 405  # slices on a page, so that one of 15 scans at 1 mm stays below 15 MB
+MOST_SLICES = 13  # of each plane of a scan
+MOST_PICTURES = 585  # slices on a page, so that one of 15 scans at 1 mm stays below 15 MB
 MARGIN_MM = 6.0  # around the labels; the rest of a scan is not shown
 HEADROOM = 1.2  # white is this much brighter than the brightest tissue, so that outlines show over it
 INNER = 0.8  # share of the labelled part over which slices are spread: its ends show little
@@ -298,7 +298,7 @@ def slices_a_plane(n_scans: int) -> int:
     Examples
     --------
     >>> [slices_a_plane(n) for n in (1, 15, 20, 1000)]
-    [9, 9, 5, 1]
+    [13, 13, 9, 1]
     """
     most = min(MOST_SLICES, MOST_PICTURES // (len(PLANES) * n_scans))
     return max(1, most - 1 + most % 2)
