@@ -143,10 +143,10 @@ def test_slices_are_cut_where_they_say():
 def test_pictures_hold_labels_and_uncertainty_of_the_labelled_part(prior_report, prior_page):
     scan, picture = prior_report.scans[2], pictures(prior_page)[2]
     planes = picture["planes"]
-    assert [plane["mm"] for plane in planes] == [[36, 48], [48, 48], [48, 36]]  # 6 mm around 36, 24, 36 mm
-    assert planes[AXIAL]["size"] == [36, 16]  # rows of 1 mm, columns of 3 mm
+    assert [plane["mm"] for plane in planes] == [[28, 42], [40, 42], [40, 28]]  # 1, 2, 1 voxels around 36, 24, 36 mm
+    assert planes[AXIAL]["size"] == [28, 14]  # rows of 1 mm, columns of 3 mm
     shown = middle(picture, AXIAL)
-    part = scan.labels[15, 2:38, 4:20]
+    part = scan.labels[15, 6:34, 5:19]
     names = {0: 0, 3: 1, 10: 2}
     np.testing.assert_array_equal(shown["labels"], np.vectorize(names.get)(part))
     np.testing.assert_array_equal(shown["uncertainty"], np.where(part == 10, 90, 0))
@@ -174,14 +174,12 @@ def test_a_structure_is_found_on_the_slices_with_most_of_it(tmp_path):
 
 def test_cropping_keeps_voxels_at_their_place():
     scan = stored_as(a_scan((24, 28, 20)), (2, 0, 1), (True, False, True))
-    part = scan.cropped(margin_mm=2.0)
+    part = scan.cropped()
     assert (part.labels > 0).sum() == (scan.labels > 0).sum()
     for end in (0, -1):  # the first and the last labelled voxel
         here, there = np.argwhere(part.labels)[end], np.argwhere(scan.labels)[end]
         np.testing.assert_allclose(part.space.to_physical(here), scan.space.to_physical(there))
-    assert part.space.shape == tuple(
-        n // 2 + 2 * round(2.0 / s) for n, s in zip(scan.space.shape, scan.space.spacing, strict=True)
-    )
+    assert part.space.shape == (12, 14, 18)  # 10, 12, 14 voxels of 3, 2, 1 mm and 4 % of 30 mm on each side
     assert part.image.base is None  # the whole scan can be forgotten
     assert part.mean_uncertainty == scan.mean_uncertainty
 

@@ -59,28 +59,28 @@ def test_opens_at_the_most_uncertain_scan(page):
 
 def test_pictures_are_square_in_millimetres_and_of_one_scale(page):
     sizes = [page.run(f"[figures[{n}].canvas.clientHeight, figures[{n}].canvas.clientWidth]") for n in range(3)]
-    # the labelled part with 6 mm around it
-    for size, mm in zip(sizes, ((36, 48), (48, 48), (48, 36)), strict=True):
-        assert size == pytest.approx([side * sizes[0][1] / 48 for side in mm], abs=2)
+    # the labelled part with 2, 2 and 3 mm around it
+    for size, mm in zip(sizes, ((28, 42), (40, 42), (40, 28)), strict=True):
+        assert size == pytest.approx([side * sizes[0][1] / 42 for side in mm], abs=2)
 
 
 def test_outlines_lie_on_the_borders_of_labels(page):
-    # axial: 36 x 48 mm, cortex from 6 mm on each side, black around and within
+    # axial: 28 x 42 mm, cortex from 2 and 3 mm on each side, black around and within
     edge = 0.5 / page.run("figures[0].canvas.width")
-    for side in (6 / 48, 42 / 48):
+    for side in (3 / 42, 39 / 42):
         assert page.colour(0, 0.25, side + (edge if side < 0.5 else -edge)) == CORTEX
-    assert page.colour(0, 6 / 36 + edge, 0.25) == CORTEX
-    for y, x in ((0.25, 0.05), (0.25, 0.2), (0.05, 0.25)):
+    assert page.colour(0, 2 / 28 + edge, 0.25) == CORTEX
+    for y, x in ((0.25, 0.03), (0.25, 0.2), (0.03, 0.25)):
         assert max(page.colour(0, y, x)) < 12
     page.find("label:has([name=outline])").click()
-    assert max(page.colour(0, 0.25, 6 / 48 + edge)) < 12
+    assert max(page.colour(0, 0.25, 3 / 42 + edge)) < 12
 
 
 def test_filled_labels_and_uncertainty_lie_where_they_are(page):
     page.find("label:has([name=outline])").click()
     page.find("label:has([value=labels])").click()
     page.run("void (byId('opacity').value = 100, byId('opacity').dispatchEvent(new Event('input', {bubbles: true})))")
-    assert page.colour(1, 0.2, 0.2) == CORTEX  # the thalamus begins at 18 of 48 mm from the left
+    assert page.colour(1, 0.2, 0.2) == CORTEX  # the thalamus begins at 12 of 42 mm from the left
     assert page.colour(1, 0.5, 0.5) == tuple(page.run("structureColours[2]"))
     page.find("label:has([value=uncertainty])").click()
     assert page.find("#colour-bar").is_displayed()
@@ -127,10 +127,10 @@ def test_gallery_shows_every_scan_and_leads_to_it(page):
     page.wait("byId('stage').dataset.gallery === 'painted'")
     middles = page.run(
         "[...document.querySelectorAll('.gallery canvas')].map((canvas) => (copy => (copy.drawImage(canvas, "
-        "-Math.ceil(canvas.width / 8), -canvas.height / 2), [...copy.getImageData(0, 0, 1, 1).data]))"
+        "-Math.ceil(canvas.width / 14), -canvas.height / 2), [...copy.getImageData(0, 0, 1, 1).data]))"
         "(new OffscreenCanvas(1, 1).getContext('2d')))"
     )
-    assert middles == [[*CORTEX, 255]] * 6  # the outline 6 mm from the left, of 48 mm
+    assert middles == [[*CORTEX, 255]] * 6  # the outline 3 mm from the left, of 42 mm
     assert "1 unusual" in page.find("#gallery li:nth-child(5)").text
     page.find("#gallery li:nth-child(1) button").click()
     page.shows(0)

@@ -12,6 +12,7 @@ network.
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,7 +33,7 @@ from limner.volume import Label, LabelMap, LabelTable
 LONGEST_SIDE = 320  # pixels of a slice; larger ones are shown smaller
 MOST_SLICES = 13  # of each plane of a scan
 MOST_PICTURES = 585  # slices on a page, so that one of 15 scans at 1 mm stays below 15 MB
-MARGIN_MM = 6.0  # around the labels; the rest of a scan is not shown
+MARGIN = 0.04  # around the labels, as a share of their longest side; the rest of a scan is not shown
 HEADROOM = 1.2  # white is this much brighter than the brightest tissue, so that outlines show over it
 INNER = 0.8  # share of the labelled part over which slices are spread: its ends show little
 OUTLIER = 3.0  # robust deviations from the other scans' median
@@ -169,14 +170,13 @@ class ScanView:
         """Over the structures for which it is defined; None where there is none."""
         return _mean([row.dice for row in self.rows])
 
-    def cropped(self, margin_mm: float = MARGIN_MM) -> ScanView:
+    def cropped(self) -> ScanView:
         """The labelled part and a margin, copied, in smaller types; all of it where nothing is labelled.
 
         Hold these where scans are many or large: nothing else is shown.
         """
         boxes = find_objects((self.labels > 0).astype(np.uint8)) or [(slice(None),) * 3]
-        sides = zip(boxes[0], self.space.spacing, self.space.shape, strict=True)
-        part = tuple(_widened(side, round(margin_mm / spacing), length) for side, spacing, length in sides)
+        part = _widened(boxes[0], self.space)
         labels = self.labels[part].astype(np.min_scalar_type(int(self.labels.max(initial=0))))
         return replace(
             self,
@@ -389,9 +389,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(defined)) if defined else None
 
 
-def _widened(side: slice, margin: int, length: int) -> slice:
-    start, stop, _ = side.indices(length)
-    return slice(max(0, start - margin), min(length, stop + margin))
+def _widened(box: Sequence[slice], space: Space) -> tuple[slice, ...]:
+    """A box with `MARGIN` around it, inside the grid."""
+    ends = [side.indices(length)[:2] for side, length in zip(box, space.shape, strict=True)]
+    longest_mm = max((stop - start) * mm for (start, stop), mm in zip(ends, space.spacing, strict=True))
+    margins = [math.ceil(MARGIN * longest_mm / mm) for mm in space.spacing]
+    return tuple(
+        slice(max(0, start - margin), min(length, stop + margin))
+        for (start, stop), margin, length in zip(ends, margins, space.shape, strict=True)
+    )
 
 
 def _triple(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
