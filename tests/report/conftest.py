@@ -292,9 +292,9 @@ def _brain_scan(name: str, uncertainty: float, thalamus_mm3: float, notes: tuple
 
 @pytest.fixture(scope="session")
 def prior_report() -> PriorReport:
-    """Six scans: the third is the most uncertain, the fifth has a large thalamus, the last notes; one more failed."""
+    """Ten scans: the third is the most uncertain, the fifth has a large thalamus, the last notes; one more failed."""
     scans = [
-        _brain_scan(f"100{n}.nii.gz", 0.9 if n == 2 else 0.1, 5000.0 if n == 4 else 1720.0 + 20 * n) for n in range(5)
+        _brain_scan(f"100{n}.nii.gz", 0.9 if n == 2 else 0.1, 5000.0 if n == 4 else 1720.0 + 20 * n) for n in range(9)
     ]
     scans.append(_brain_scan("</script><b>", 0.1, 1730.0, notes=("Turned <i>round</i>",)))
     table = {3: Label("the table's name", (200, 40, 40)), 10: Label("Thalamus", (0, 0, 0))}

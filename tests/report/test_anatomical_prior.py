@@ -200,25 +200,32 @@ def test_eight_bit_scans_are_stretched_to_their_own_range(tmp_path):
 
 
 def test_deviations_are_those_from_the_other_scans():
-    values = np.random.default_rng(0).normal(100, 5, 9)
+    values = np.random.default_rng(0).normal(100, 5, 10)
     others = np.delete(values, 3)
     spread = 1.4826 * np.median(np.abs(others - np.median(others)))
     assert deviations(values)[3] == pytest.approx((values[3] - np.median(others)) / spread, rel=1e-4)
 
 
 def test_deviations_need_others_and_a_value():
-    assert np.isnan(deviations(np.array([1.0, 1.0, 1.0, 9.0]))).all()  # of three others no spread is told
-    away = deviations(np.array([5.0, 5.0, 5.0 + 1e-9, 5.0, 5.0, np.nan]))
-    assert np.isnan(away[5])
-    assert np.abs(away[:5]).max() < 0.01  # equal but for rounding
+    assert np.isnan(deviations(np.arange(9.0))).all()  # of eight others no spread is told
+    away = deviations(np.array([*([5.0] * 9), 5.0 + 1e-9, np.nan]))
+    assert np.isnan(away[10])
+    assert np.abs(away[:10]).max() < 0.01  # equal but for rounding
 
 
 def test_only_the_scan_that_stands_out_is_marked(prior_report):
     cortex, thalamus = anatomical_prior._columns(prior_report, anatomical_prior._structures(prior_report))
-    assert [cell["flag"] for cell in cortex["cells"]] == [""] * 6
-    assert [bool(cell["flag"]) for cell in thalamus["cells"]] == [False] * 4 + [True, False]
+    assert [cell["flag"] for cell in cortex["cells"]] == [""] * 10
+    assert [bool(cell["flag"]) for cell in thalamus["cells"]] == [n == 4 for n in range(10)]
     assert thalamus["cells"][4]["flag"].endswith("above the other scans")
     assert thalamus["dice"] == pytest.approx(0.7)  # the last scan has none
+
+
+def test_few_scans_are_not_marked(prior_report, tmp_path):
+    replace(prior_report, scans=prior_report.scans[:9]).write(tmp_path / "r.html")
+    html = (tmp_path / "r.html").read_text()
+    assert "marked from 10 scans on" in html
+    assert "▲" not in html
 
 
 def test_a_structure_that_a_scan_lacks_leaves_a_gap(prior_report, tmp_path):
@@ -232,8 +239,8 @@ def test_a_structure_that_a_scan_lacks_leaves_a_gap(prior_report, tmp_path):
 
 def test_summary(prior_report):
     assert prior_report.summary.split("\n") == [
-        "6 scans segmented, 1 failed.",
-        "Mean Dice against the truth: 0.817.",  # five times (.9 + .7) / 2, once .9
+        "10 scans segmented, 1 failed.",
+        "Mean Dice against the truth: 0.810.",  # nine times (.9 + .7) / 2, once .9
         "Most uncertain: 1002.nii.gz, 0.05 in the mean; look at it first.",
     ]
     scan = prior_report.scans[0]

@@ -44,7 +44,7 @@ def page(browser, prior_page):
 
 def test_opens_at_the_most_uncertain_scan(page):
     assert page.find("#scan-name").text == "1002.nii.gz"
-    assert page.find("#badge").text == "scan 3 of 6"
+    assert page.find("#badge").text == "scan 3 of 10"
     assert page.find("#facts").text.split("\n") == [
         *("Overlap after alignment", "0.95"),
         *("Mean uncertainty", "0.05"),
@@ -103,8 +103,8 @@ def test_arrow_keys_and_buttons_step_through_scans(page):
     page.shows(3)
     page.find("#next").click()
     page.shows(4)
-    page.find("body").send_keys(Keys.ARROW_RIGHT * 5)
-    page.shows(5)
+    page.find("body").send_keys(Keys.ARROW_RIGHT * 8)
+    page.shows(9)
     assert page.find("#scan-name").text == "</script><b>"
     assert page.find("#scan-notes").text == "Turned <i>round</i>"
 
@@ -130,7 +130,7 @@ def test_gallery_shows_every_scan_and_leads_to_it(page):
         "-Math.ceil(canvas.width / 14), -canvas.height / 2), [...copy.getImageData(0, 0, 1, 1).data]))"
         "(new OffscreenCanvas(1, 1).getContext('2d')))"
     )
-    assert middles == [[*CORTEX, 255]] * 6  # the outline 3 mm from the left, of 42 mm
+    assert middles == [[*CORTEX, 255]] * 10  # the outline 3 mm from the left, of 42 mm
     assert "1 unusual" in page.find("#gallery li:nth-child(5)").text
     page.find("#gallery li:nth-child(1) button").click()
     page.shows(0)
