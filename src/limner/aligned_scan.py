@@ -16,9 +16,11 @@ from limner.registration.template import Template, find_brain
 from limner.registration.volume_affine import Alignment
 from limner.registration.volume_transform import covered, resample
 from limner.space import Space
-from limner.volume import LabelMap, Volume
+from limner.volume import Volume
 
 Mask = NDArray[np.bool_]
+
+LEAST_NOISE = 1e-3  # of the range between the percentiles: scans made by a program have none
 
 
 @dataclass(frozen=True)
@@ -76,21 +78,24 @@ def place(volume: Volume, alignment: Alignment, template: Template, brain: Mask 
     """
     brain = find_brain(volume.pixels) if brain is None else brain
     transform, space = alignment.transform, template.space
-    pixels = resample(volume, space, transform).pixels
-    inside = resample(LabelMap(brain.astype(np.uint8), volume.space), space, transform).labels > 0
-    if not inside.any():
-        raise ValueError("place(): nothing of the brain lies on the template's grid; check the alignment")
-    low, high = np.percentile(pixels[inside], (5, 95))
+    low, high = np.percentile(volume.pixels[brain], (5, 95)) if brain.any() else (0.0, 1.0)
     if not high > low:
         raise ValueError(f"place(): the brain shows the grey level {low:g} alone; give a scan with structures")
+    levels = normalise_scan(volume.pixels, brain)
+    # what lies outside the brain must not darken its border
+    share = resample(Volume(brain.astype(np.float32), volume.space), space, transform).pixels
+    sums = resample(Volume(np.where(brain, levels, 0), volume.space), space, transform).pixels
+    inside = share >= 0.5
+    if not inside.any():
+        raise ValueError("place(): nothing of the brain lies on the template's grid; check the alignment")
     return AlignedScan(
         volume=volume,
         brain=brain,
         alignment=alignment,
-        image=np.where(inside, normalise_scan(pixels, inside), 0).astype(np.float32),
+        image=np.divide(sums, share, out=np.zeros_like(sums), where=inside),
         inside=inside,
         known=covered(volume.space, space, transform),
-        noise=max(estimate_noise(volume.pixels, brain), 1e-3 * float(high - low)),
+        noise=max(estimate_noise(volume.pixels, brain), LEAST_NOISE * float(high - low)),
         scale=1 / float(high - low),
     )
 
