@@ -1,12 +1,16 @@
-"""Structures of `human_t1` found with no labelled scan, from the label maps of `human_labelmaps`: Dice and seconds.
+"""Structures of scans that nobody labelled, found from label maps of other subjects: Dice and seconds.
 
-    python benchmarks/anatomical_prior.py [--scans N] [--label-maps N] [--out FILE]
+    python benchmarks/anatomical_prior.py [--data human mouse] [--scans N] [--steps N] [--out FILE]
 
-Rows: the location prior alone after affine alignment. Label maps and scans are aligned to `human_template` at 2 mm;
-alignments are kept in bench-out/anatomical_prior, and a stopped run goes on with the first that is missing. Dice is
-over the 12 structures of `human_t1/structures.json`, left and right together, on each scan's own grid; the two
-protocols draw borders differently, so it cannot reach 1. The scans' labels are for this score alone. Seconds are those
-of one processor core.
+`human`: the 15 scans of `human_t1` with the 20 label maps of `human_labelmaps`, aligned to `human_template` at 2 mm, 12
+structures with left and right together. Rows for each scan: the location prior alone after affine alignment; EM with
+that prior; the decoder's likeliest labels (the paper's result); these refined; and the last two with the paper's own
+decoder, with its bound, and on scans whose contrast is inverted. `mouse`: label maps of ten animals of `mouse_mri`,
+scans of five others, 37 structures. The scans' labels are for the score alone. Dice is on each scan's own grid; the two
+human protocols draw borders differently, so it cannot reach 1.
+
+Alignments and trained models are kept in bench-out/anatomical_prior, and a stopped run goes on with the first row that
+is missing. Seconds are those of one processor core. Reads LIMNER_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -15,20 +19,38 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from limner.aligned_scan import AlignedScan, at_voxels, place, spread
 from limner.io import read, read_label_volume
-from limner.label_merging import Merging
-from limner.location_prior import label_frequencies
+from limner.label_merging import Merging, each_label
+from limner.methods.anatomical_prior import (
+    TASK,
+    BrainMap,
+    ImageModel,
+    Inference,
+    Prior,
+    Settings,
+    decoded,
+    fit,
+    fit_encoder,
+    from_model,
+    refined,
+    to_model,
+)
 from limner.metrics.pixels import dice
-from limner.registration.template import Template, make_template
+from limner.model_file import read_model
+from limner.registration.template import Template, find_brain, make_template, paint
 from limner.registration.volume_affine import Alignment, align, align_labels, read_alignment
 from limner.registration.volume_transform import covered, resample
-from limner.run_record import machine, package_versions
+from limner.run_record import content_key, machine, package_versions
 from limner.volume import LabelMap, Volume
 
 DATA = Path(os.environ.get("LIMNER_DATA", "../shared/data"))
@@ -39,31 +61,174 @@ OTHERS = {
     "cerebrospinal fluid": (14, 15, 24, 72),
     "other": (26, 28, 30, 58, 60, 62, 80, 85, 136, 137, 163, 164),
 }
+SPACING_MM = {"human": 2.0, "mouse": 0.2}
+MAPS_OF_MICE = slice(0, 10)
+PAPER = {"bends": False, "coarse": 0}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Label maps on the template's grid, scans on theirs and it, and what is true.
+
+    Parameters
+    ----------
+    template, merging, maps, scans : as `fit` and `fit_encoder` take them; scans by name.
+    truths : list of ndarray of int
+        Classes of each scan on its own grid, those of `merging` that are scored.
+    scored : tuple of int
+        Classes whose Dice is told.
+    """
+
+    template: Template
+    merging: Merging
+    maps: list[BrainMap]
+    scans: dict[str, AlignedScan]
+    truths: list[NDArray[np.integer]]
+    scored: tuple[int, ...]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", choices=["human", "mouse"], default=["human", "mouse"])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--scans", type=int, default=15)
-    parser.add_argument("--label-maps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="of the prior")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/anatomical_prior.json"))
     given = parser.parse_args()
     if not (DATA / "human_t1").is_dir():
         print(f"skipped: no data at {DATA}")
         return
+    torch.set_num_threads(1)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
+    for data in given.data:
+        problem = None
+        for variant in given.variants if data == "human" else ("default",):
+            key = {"data": data, "variant": variant, "scans": given.scans, "steps": given.steps}
+            if any(all(row[k] == v for k, v in key.items()) for row in rows):
+                continue
+            problem = problem or PROBLEMS[data](given.scans)
+            rows += [{**key, **row} for row in VARIANTS[variant](problem, data, given.steps)]
+            about = {"versions": package_versions(), "machine": machine()}
+            given.out.write_text(json.dumps({"rows": rows, **about}, indent=1) + "\n")
+
+
+# ---- what is compared ------------------------------------------------------------------------------------------------
+
+
+def default(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]]:
+    """All that Limner does, and what needs no network."""
+    settings = Settings(steps=steps)
+    prior, seconds = trained(problem, data, settings)
+    for name, scan, truth in each(problem):
+        location = at_voxels(prior.location, problem.template.space, scan)
+        yield row(problem, "location prior", name, location, scan, truth)
+        began = time.process_time()
+        found = refined([location], scan, Inference())[0]
+        yield row(problem, "location prior, EM", name, found, scan, truth, seconds=time.process_time() - began)
+    yield from explained(problem, prior, Inference(), "", {"prior_seconds": seconds})
+
+
+def paper_decoder(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]]:
+    """The paper's decoder: scores alone, at full size."""
+    prior, seconds = trained(problem, data, Settings(steps=steps, **PAPER))
+    yield from explained(problem, prior, Inference(), "the paper's decoder: ", {"prior_seconds": seconds})
+
+
+def bound(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]]:
+    """The paper's bound."""
+    prior, _ = trained(problem, data, Settings(steps=steps))
+    yield from explained(problem, prior, Inference(bound=True), "the paper's bound: ", {})
+
+
+def inverted(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]]:
+    """Scans whose contrast a decreasing map turned around: dark white matter, bright fluid."""
+    prior, _ = trained(problem, data, Settings(steps=steps))
+    scans = {name: place(turned_around(s), s.alignment, problem.template, s.brain) for name, s in problem.scans.items()}
+    yield from explained(replace(problem, scans=scans), prior, Inference(), "inverted contrast: ", {})
+
+
+VARIANTS = {"default": default, "paper's decoder": paper_decoder, "paper's bound": bound, "inverted": inverted}
+
+
+def turned_around(scan: AlignedScan) -> Volume:
+    """x -> high exp(-x / middle) within the brain: what is dark becomes bright, by no straight line."""
+    pixels = scan.volume.pixels.astype(np.float32)
+    middle, high = np.median(pixels[scan.brain]), np.percentile(pixels[scan.brain], 99.5)
+    return replace(scan.volume, pixels=np.where(scan.brain, high * np.exp(-pixels / middle), 0).astype(np.float32))
+
+
+def explained(
+    problem: Problem, prior: Prior, inference: Inference, prefix: str, more: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Rows of the decoder's own labels and of these refined, by an encoder fitted to the problem's scans."""
+    began = time.process_time()
+    model, losses = fit_encoder(list(problem.scans.values()), prior, inference)
+    more |= {"encoder_seconds": time.process_time() - began, "losses": [losses[0], losses[-1]]}
+    for name, scan, truth in each(problem):
+        began = time.process_time()
+        found = decoder_alone(scan, prior, model)
+        first = time.process_time() - began
+        yield row(problem, f"{prefix}decoder", name, found, scan, truth, seconds=first, **more)
+        found = refined([found], scan, inference)[0]
+        took = time.process_time() - began
+        yield row(problem, f"{prefix}decoder, refined", name, found, scan, truth, seconds=took, **more)
+
+
+def decoder_alone(scan: AlignedScan, prior: Prior, model: ImageModel) -> torch.Tensor:
+    return at_voxels(next(decoded(scan, prior, model, 0, 0)), prior.template.space, scan)
+
+
+def trained(problem: Problem, data: str, settings: Settings) -> tuple[Prior, float]:
+    """The prior and the seconds it took, from an earlier run where there is one."""
+    file = KEPT / f"prior_{data}_{content_key(vars(settings), len(problem.maps))[:8]}.safetensors"
+    if not file.exists():
+        began = time.process_time()
+
+        def tell(step: int, steps: int) -> None:
+            if step % 100 == 0:
+                print(f"prior: {step} of {steps}, {time.process_time() - began:.0f} s", flush=True)
+
+        prior, losses = fit(problem.maps, problem.template, problem.merging, settings, progress=tell)
+        to_model(prior, {"seconds": time.process_time() - began, "losses": losses[-20:]}).write(file)
+    read_back = read_model(file, TASK)
+    return from_model(read_back)[0], read_back.record["seconds"]
+
+
+def each(problem: Problem) -> Iterator[tuple[str, AlignedScan, NDArray[np.integer]]]:
+    for (name, scan), truth in zip(problem.scans.items(), problem.truths, strict=True):
+        yield name, scan, truth
+
+
+def row(
+    problem: Problem,
+    step: str,
+    name: str,
+    probabilities: torch.Tensor,
+    scan: AlignedScan,
+    truth: NDArray[np.integer],
+    **more: Any,
+) -> dict[str, Any]:
+    """Scores of a scan's likeliest labels."""
+    found = spread(probabilities.argmax(dim=0).numpy(), scan.brain)
+    scores = {problem.merging.names[i]: dice(found, truth, i) for i in problem.scored}
+    print(f"{step}, {name}: {np.mean(list(scores.values())):.3f}", flush=True)
+    return {"step": step, "scan": name, "mean_dice": float(np.mean(list(scores.values()))), "dice": scores, **more}
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+def human(n_scans: int) -> Problem:
     template = make_template(read(DATA / "human_template/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"))
     merging, truth = structures()
-    maps = sorted((DATA / "human_labelmaps/labels_1mm").glob("*.nii.gz"))[: given.label_maps]
-    prior = label_frequencies(aligned_maps(maps, merging, template), len(merging.names), template.space.spacing)
-    scans = sorted((DATA / "human_t1/t1_2mm").glob("*.nii.gz"))[: given.scans]
-    rows = [
-        {"name": "location prior", "label_maps": len(maps), **scored(path, prior, template, truth)} for path in scans
+    paths = sorted((DATA / "human_labelmaps/labels_1mm").glob("*.nii.gz"))
+    scans = placed(sorted((DATA / "human_t1/t1_2mm").glob("*.nii.gz"))[:n_scans], template)
+    truths = [
+        truth.to_classes(read_label_volume(DATA / "human_t1/labels_2mm" / name, scan.volume).labels)
+        for name, scan in scans.items()
     ]
-    for row in rows:
-        print(row["scan"], row["failed"] or f"{row['mean_dice']:.3f}")
-    scores = [row["mean_dice"] for row in rows if not row["failed"]]
-    print(f"location prior: mean Dice {np.mean(scores):.3f} on {len(scores)} of {len(rows)} scans")
-    about = {"versions": package_versions(), "machine": machine()}
-    given.out.write_text(json.dumps({"rows": rows, **about}, indent=1) + "\n")
+    return Problem(template, merging, aligned_maps(paths, merging, template), scans, truths, tuple(range(1, 13)))
 
 
 def structures() -> tuple[Merging, Merging]:
@@ -81,43 +246,59 @@ def structures() -> tuple[Merging, Merging]:
     )
 
 
-def kept(name: str, find: Callable[[], Alignment]) -> tuple[Alignment, float]:
-    """An alignment and the seconds it took, from an earlier run where there is one."""
-    file, seconds = KEPT / f"{name}.json", KEPT / f"{name}.seconds"
-    if not seconds.exists():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        began = time.process_time()
-        find().write(file)
-        seconds.write_text(f"{time.process_time() - began}")
-    return read_alignment(file), float(seconds.read_text())
+def mouse(n_scans: int) -> Problem:
+    """Ten animals give label maps, five scans; the template is painted from the label map of median volume."""
+    images = sorted((DATA / "mouse_mri/images").glob("*.nii.gz"))
+    maps = [DATA / "mouse_mri/labels" / path.name for path in images[MAPS_OF_MICE]]
+    read_maps = [read_label_volume(path) for path in maps]
+    merging = each_label({int(n) for m in read_maps for n in m.present})
+    middle = sorted(read_maps, key=lambda m: int((m.labels > 0).sum()))[len(maps) // 2]
+    shades = {label: 0.2 + 0.8 * (7 * i % 37) / 37 for i, label in enumerate(middle.present)}
+    template = make_template(Volume(paint(middle, shades), middle.space), SPACING_MM["mouse"])
+    scans = placed([p for p in images if p.name not in {m.name for m in maps}][:n_scans], template)
+    truths = [
+        merging.to_classes(read_label_volume(DATA / "mouse_mri/labels" / name, scan.volume).labels)
+        for name, scan in scans.items()
+    ]
+    return Problem(
+        template, merging, aligned_maps(maps, merging, template), scans, truths, tuple(range(1, len(merging.names)))
+    )
 
 
-def aligned_maps(
-    paths: list[Path], merging: Merging, template: Template
-) -> Iterator[tuple[NDArray[np.integer], NDArray[np.bool_]]]:
+PROBLEMS = {"human": human, "mouse": mouse}
+
+
+def placed(paths: Sequence[Path], template: Template) -> dict[str, AlignedScan]:
+    scans: dict[str, AlignedScan] = {}
+    for path in paths:
+        volume = read(path)
+        alignment = kept(path.name, lambda volume=volume: align(volume, template))
+        print(f"{path.name}: overlap {alignment.overlap:.3f} {alignment.failed}", flush=True)
+        if not alignment.failed:
+            scans[path.name] = place(volume, alignment, template, find_brain(volume.pixels))
+    return scans
+
+
+def aligned_maps(paths: Sequence[Path], merging: Merging, template: Template) -> list[BrainMap]:
     """Classes on the template's grid, and where the map's field of view covers it."""
+    maps: list[BrainMap] = []
     for path in paths:
         label_map = read_label_volume(path)
         classes = LabelMap(merging.to_classes(label_map.labels, str(path)), label_map.space)
-        alignment, seconds = kept(path.name, lambda classes=classes: align_labels(classes, template))
-        print(f"{path.name}: overlap {alignment.overlap:.3f}, {seconds:.1f} s {alignment.failed}", flush=True)
+        alignment = kept(f"labels-{path.name}", lambda classes=classes: align_labels(classes, template))
+        print(f"{path.name}: overlap {alignment.overlap:.3f} {alignment.failed}", flush=True)
         if not alignment.failed:
             known = covered(label_map.space, template.space, alignment.transform)
-            yield resample(classes, template.space, alignment.transform).labels, known
+            maps.append(BrainMap(resample(classes, template.space, alignment.transform).labels, known))
+    return maps
 
 
-def scored(path: Path, prior: NDArray[np.float32], template: Template, truth: Merging) -> dict[str, object]:
-    """Dice of the prior's likeliest label on one scan's own grid."""
-    scan: Volume = read(path)
-    alignment, seconds = kept(path.name, lambda: align(scan, template))
-    fit = {"overlap": alignment.overlap, "information": alignment.information, "alignment_seconds": seconds}
-    if alignment.failed:
-        return {"scan": path.name, "failed": alignment.failed, **fit}
-    likeliest = LabelMap(prior.argmax(axis=0).astype(np.uint8), template.space)
-    found = resample(likeliest, scan.space, alignment.transform.inverse()).labels
-    true = truth.to_classes(read_label_volume(DATA / "human_t1/labels_2mm" / path.name, scan).labels)
-    scores = {name: dice(found, true, i) for i, name in enumerate(truth.names) if i}
-    return {"scan": path.name, "failed": "", "mean_dice": float(np.mean(list(scores.values()))), "dice": scores, **fit}
+def kept(name: str, find: Callable[[], Alignment]) -> Alignment:
+    """An alignment, from an earlier run where there is one."""
+    file = KEPT / f"{name}.json"
+    if not file.exists():
+        find().write(file)
+    return read_alignment(file)
 
 
 if __name__ == "__main__":
