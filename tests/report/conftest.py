@@ -1,4 +1,4 @@
-"""A completed stack, organs from a few strokes, membranes, a batch of images, their reports, and a browser."""
+"""A completed stack, organs from strokes, membranes, images, scans, their reports, and a browser."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from limner.annotations import Scribbles
+from limner.report.anatomical_prior import PriorReport, ScanView, StructureRow
 from limner.report.membranes import MembranesReport, SectionView, section_row, write_membranes_report
 from limner.report.nuclei import ImageReport, NucleiReport, View, write_nuclei_report
 from limner.report.scribbles import OrganRow, ScribblesReport, write_scribbles_report
@@ -269,3 +270,40 @@ def membranes_page(membranes_report: MembranesReport, tmp_path_factory: pytest.T
 def membranes_viewer(open_page: Callable[[Path, int], Viewer], membranes_page: Path) -> Viewer:
     """The report of membranes and cells."""
     return open_page(membranes_page, 2)
+
+
+def _brain_scan(name: str, uncertainty: float, thalamus_mm3: float, notes: tuple[str, ...] = ()) -> ScanView:
+    """A head of 30 x 40 x 24 voxels of 2 x 1 x 3 mm, axes to superior, posterior, left.
+
+    Cortex (3) fills indices 6 to 23, 8 to 31, 6 to 17, thalamus (10) those from 12 to 17, 16 to 23, 9 to 14 of it.
+    Uncertainty is that of the thalamus, 0 elsewhere. One voxel in the corner at the anterior left above is bright.
+    """
+    space = Space((30, 40, 24), (2.0, 1.0, 3.0), origin=(-10.0, 5.0, 7.0))
+    labels = np.zeros(space.shape, np.int64)
+    labels[6:24, 8:32, 6:18] = 3
+    labels[12:18, 16:24, 9:15] = 10
+    rows = (
+        StructureRow(3, EVIL_NAME, 30_000.0, 29_000.0, 31_000.0, 0.9),
+        StructureRow(10, "Thalamus & co", thalamus_mm3, 1000.0, 2000.0, None if notes else 0.7),
+    )
+    doubt = np.where(labels == 10, uncertainty, 0).astype(np.float32)
+    return ScanView(name, np.zeros(space.shape, np.int16), labels, doubt, space, 0.95, rows, notes)
+
+
+@pytest.fixture(scope="session")
+def prior_report() -> PriorReport:
+    """Ten scans: the third is the most uncertain, the fifth has a large thalamus, the last notes; one more failed."""
+    scans = [
+        _brain_scan(f"100{n}.nii.gz", 0.9 if n == 2 else 0.1, 5000.0 if n == 4 else 1720.0 + 20 * n) for n in range(9)
+    ]
+    scans.append(_brain_scan("</script><b>", 0.1, 1730.0, notes=("Turned <i>round</i>",)))
+    table = {3: Label("the table's name", (200, 40, 40)), 10: Label("Thalamus", (0, 0, 0))}
+    failed = {'<u>1006".nii': "it shows <no> brain"}
+    return PriorReport(scans, failed, table, {"latent": 1000}, ("Few label maps",))
+
+
+@pytest.fixture(scope="session")
+def prior_page(prior_report: PriorReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "prior.html"
+    prior_report.write(path)
+    return path

@@ -64,6 +64,17 @@ def counted(n: int, thing: str, things: str | None = None) -> str:
     return f"{n:,} {thing if n == 1 else things or thing + 's'}"
 
 
+def volume_text(mm3: float) -> str:
+    """A volume in mm3 to three digits.
+
+    Examples
+    --------
+    >>> volume_text(0.012345), volume_text(42), volume_text(314.159), volume_text(12345.6)
+    ('0.0123', '42.0', '314', '12,346')
+    """
+    return f"{mm3:#.3g}".rstrip(".") if mm3 < 999.5 else f"{mm3:,.0f}"
+
+
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("limner.report", package_path=""),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.annotations import Scribbles
-from limner.report.page import counted, write_page
+from limner.report.page import counted, volume_text, write_page
 from limner.report.section_pixels import pack_strokes, shown_size
 from limner.report.sections import (
     MOST_STRUCTURES,
@@ -194,17 +194,6 @@ def write_scribbles_report(path: Path, report: ScribblesReport) -> None:
         rows=_organ_rows(report, structures, strokes),
         score_names=SCORES if any(organ.scores for organ in report.organs) else {},
     )
-
-
-def volume_text(mm3: float) -> str:
-    """A volume in mm3 to three digits.
-
-    Examples
-    --------
-    >>> volume_text(0.012345), volume_text(42), volume_text(314.159), volume_text(12345.6)
-    ('0.0123', '42.0', '314', '12,346')
-    """
-    return f"{mm3:#.3g}".rstrip(".") if mm3 < 999.5 else f"{mm3:,.0f}"
 
 
 def _structures(report: ScribblesReport) -> list[Structure]:
