@@ -276,6 +276,35 @@ def test_other_results_are_made_without_learning_anew(
     assert aligner.done == 3
 
 
+def test_files_of_a_scan_are_told_from_those_of_another(
+    model_file: Path, brains: SimpleNamespace, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 5), ("a.b", 6), ("a_1", 7)):
+        brains.write(tmp_path / "scans" / name, brains.scan(seed))
+    assert run(tmp_path / "scans", model_file, "--samples", "1") == 0
+    assert run(tmp_path / "scans", model_file, "--no-refine", "--samples", "2") == 0
+    files = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "out" / "samples").iterdir()}
+    assert files == {f"{name}_{i}" for name in ("a", "a.b", "a_1") for i in (1, 2)}
+    assert len(labels_in(tmp_path / "out")) == 3
+
+
+def test_a_scan_that_was_damaged_for_a_while(
+    scans: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, output = tmp_path / "m.safetensors", tmp_path / "again"
+    assert run(scans, model_file, "--save-model", str(model)) == 0
+    assert run(scans, model, out="again") == 0
+    whole, before = (scans / "s5.nii.gz").read_bytes(), labels_in(output)
+    (scans / "s5.nii.gz").write_bytes(whole[:100])
+    assert run(scans, model, out="again") == 3
+    assert "problem" in record_of(output)["images"]["s5"]
+    (scans / "s5.nii.gz").write_bytes(whole)
+    monkeypatch.setattr(limner.cli.prior_segment, "segment", None)
+    assert run(scans, model, out="again") == 0
+    assert "problem" not in record_of(output)["images"]["s5"]
+    assert labels_in(output) == before
+
+
 def test_a_stopped_run_goes_on(
     scans: Path, model_file: Path, aligner: Aligner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from limner.checkpoint import Checkpoint
 from limner.cli.device import find_device
 from limner.cli.model_output import announce, check_model_path, thinned
 from limner.cli.progress import Report, progress_on
-from limner.cli.volume_files import brain_of, hash_volume, list_volumes, read_scan
+from limner.cli.volume_files import hash_volume, list_volumes, read_scan
 from limner.io import default_colour, read_label_volume, read_table
 from limner.label_merging import Merging, each_label, merge_sides, read_merging
 from limner.methods.anatomical_prior import BrainMap, Settings, build, fit, to_model
@@ -217,7 +217,7 @@ def read_inputs(command: PriorFit, report: Report) -> Inputs:
         median = sorted(brains, key=lambda name: brains[name])[len(brains) // 2]
         template, origin = painted_template(paths[median], merging, command.spacing_mm), f"painted from {median}"
     else:
-        template, origin = read_template(command.template, command.spacing_mm), command.template.name
+        template, origin = make_template(read_scan(command.template), command.spacing_mm), command.template.name
     hashes = {"label_maps": {path.name: hash_volume(path) for path in paths.values()}}
     for what, path in {"template": command.template, "merge": command.merge}.items():
         hashes[what] = {} if path is None else {path.name: hash_file(path)}
@@ -240,12 +240,6 @@ def survey(paths: Mapping[str, Path], report: Report) -> dict[str, dict[int, flo
 def coloured(table: LabelTable) -> LabelTable:
     """A table in which labels without a colour, black that is, have one of their own."""
     return {n: row if any(row.colour) else type(row)(row.name, default_colour(n)) for n, row in table.items()}
-
-
-def read_template(path: Path, spacing_mm: float) -> Template:
-    """The user's template; its brain is told by its background."""
-    volume = read_scan(path)
-    return make_template(volume, spacing_mm, brain_of(volume, None))
 
 
 def painted_template(path: Path, merging: Merging, spacing_mm: float) -> Template:

@@ -21,7 +21,7 @@ from limner.cli.model_output import check_model_path, thinned
 from limner.cli.prior_results import SUMMARIES, Result, Truth, views_of, write_scan, write_summaries
 from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
-from limner.cli.volume_files import brain_of, companions, hash_volume, list_volumes, read_scan
+from limner.cli.volume_files import ENDINGS, brain_of, companions, hash_volume, list_volumes, read_scan
 from limner.io import default_colour
 from limner.label_merging import Merging, read_merging
 from limner.methods.anatomical_prior import (
@@ -197,8 +197,7 @@ def check_batch(command: PriorSegment) -> Batch:
         The first fault found, in one line. A scan that cannot be used is none, unless there is no other.
     """
     command.inference.check()
-    device, sha = find_device(command.device), hash_file_or_empty(command.prior)
-    file = read_model(command.prior, TASK)
+    device, file = find_device(command.device), read_model(command.prior, TASK)
     prior, model = from_model(file)
     paths = list_volumes(command.scans, "SCANS")
     masks = {} if command.masks is None else companions(command.masks, paths, "--masks")
@@ -209,16 +208,12 @@ def check_batch(command: PriorSegment) -> Batch:
     scans = {name: Scan(path, masks.get(name), keys[name]) for name, path in paths.items()}
     problems = _problems(scans)
     usable = sorted(keys[name] for name in scans if name not in problems)
+    sha = hash_file(command.prior)
     learned = sha if model is not None else content_key(sha, settings_of_fit(command.inference), usable)
     fit_key = content_key(ALGORITHM, learned)
     _check_save(command, model, fit_key)
     truth = read_truth(command, paths, prior.merging)
     return Batch(prior, model, file, command.inference, scans, problems, truth, command.save_model, fit_key, device)
-
-
-def hash_file_or_empty(path: Path) -> str:
-    """SHA-256; empty where there is no file, which reading it will tell."""
-    return hash_file(path) if path.is_file() else ""
 
 
 def settings_of_fit(inference: Inference) -> dict[str, Any]:
@@ -336,6 +331,8 @@ def _segment_all(
             continue
         if name in ready:
             result = ready[name]
+            entry = {key: value for key, value in running.images[name].items() if key != "problem"}
+            running = _noted(folder, running, name, entry)
         else:
             try:
                 result, running = _segment_one(batch, folder, running, name)
@@ -448,7 +445,8 @@ def _segment_one(batch: Batch, folder: RunFolder, running: RunRecord, name: str)
 
 def _files_of(name: str, running: RunRecord) -> list[str]:
     """All files that a scan of this name left, by this run or an earlier one of other settings."""
-    one = re.compile(rf"(labels|uncertainty|transforms)/{re.escape(name)}\.[^/]+|samples/{re.escape(name)}_\d+\.[^/]+")
+    own, endings = re.escape(name), "|".join(map(re.escape, (*ENDINGS, ".json")))
+    one = re.compile(rf"((labels|uncertainty|transforms)/{own}|samples/{own}_\d+)({endings})")
     return [file for file in running.outputs if one.fullmatch(file)]
 
 
