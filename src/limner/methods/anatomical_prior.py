@@ -81,6 +81,10 @@ class Settings:
     """Features of each convolution (paper)."""
     levels: int = 5
     """Convolutions, each of which halves the size (paper)."""
+    coarse: int = 1
+    """Levels that the decoder leaves out at its end: its maps are interpolated from half the size (paper: 0)."""
+    bends: bool = True
+    """The decoder also bends the location prior, which few label maps teach sooner than scores alone (paper: no)."""
     steps: int = 1500
     """Gradient steps (paper: no value)."""
     batch: int = 24
@@ -246,7 +250,8 @@ def build(n_labels: int, shape: tuple[int, int, int], settings: Settings) -> Lab
     size = tuple(n for i, n in enumerate(shape) if i != axis)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        network = LabelMapVAE(n_labels, Architecture(size, settings.latent, settings.width, settings.levels))
+        a = Architecture(size, settings.latent, settings.width, settings.levels, coarse=settings.coarse)
+        network = LabelMapVAE(n_labels, a, settings.bends)
         scores = network.decoder.scores
         for layer in (*network.encoder.convolutions, *scores.convolutions, scores.dense):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
