@@ -75,7 +75,7 @@ def read_model(path: Path, task: str | None = None) -> ModelFile:
     ValueError
         If the file is missing, damaged, not Limner's, newer than this Limner, or for another task.
     """
-    fit = f"`limner {task or 'nuclei'} fit`"
+    fit = f"`limner {(task or 'nuclei').split()[-1]} fit`"
     if not path.is_file():
         raise ValueError(f"read_model(): {path} does not exist; name a model that {fit} wrote")
     try:

@@ -1,5 +1,5 @@
 """The command line: ``limner stack complete``, ``scribbles fit|segment``, ``nuclei fit|segment``,
-``membranes fit|segment``, ``evaluate labels|objects|neurites``, ``info``, ``demo``.
+``membranes fit|segment``, ``prior fit|segment``, ``evaluate labels|objects|neurites``, ``info``, ``demo``.
 
 Each command is a frozen dataclass in a room of its own, whose fields become its options and whose `run` does the work.
 What a command needs is imported when it is run, so that ``limner -h`` answers at once.
@@ -31,6 +31,9 @@ HELP = {
     "membranes": "Membranes of electron micrographs, and the cells between them.",
     "membranes fit": "Train a model to find membranes on sections in which they are traced.",
     "membranes segment": "Find the membranes of a stack, and the cells between them, with a trained model.",
+    "prior": "Brain scans that nobody labelled, by label maps of other subjects.",
+    "prior fit": "Learn from label maps what anatomy looks like.",
+    "prior segment": "Segment scans of one contrast with what label maps taught.",
     "evaluate": "Compare results with the truth.",
     "evaluate labels": "Accuracy and Dice of a labelled stack against the truth.",
     "evaluate objects": "AJI, panoptic quality and F1 of objects, cells or nuclei, against the true ones.",
@@ -47,6 +50,8 @@ METHODS = {
     "nuclei segment": ("nuclei_segment", "NucleiSegment"),
     "membranes fit": ("membranes_fit", "MembranesFit"),
     "membranes segment": ("membranes_segment", "MembranesSegment"),
+    "prior fit": ("prior_fit", "PriorFit"),
+    "prior segment": ("prior_segment", "PriorSegment"),
 }
 
 

@@ -50,13 +50,18 @@ def describe_model(path: Path) -> Iterator[str]:
 
     model = read_model(path)
     yield f"{path}: model for {model.task}"
-    yield "pixel size: not stated" if math.isnan(model.pixel_size) else f"pixel size: {model.pixel_size:g} um"
+    is_prior = model.task == "anatomical prior"
+    if not is_prior:
+        yield "pixel size: not stated" if math.isnan(model.pixel_size) else f"pixel size: {model.pixel_size:g} um"
     if names := model.settings.get("names"):  # of organs, which are drawn by numbers
         marks = ", ".join(f"{mark} {name}" for mark, name in enumerate(names, start=2))
         yield f"marks to draw: 1 background, {marks}"
-    yield f"settings: {_listed({name: v for name, v in model.settings.items() if not isinstance(v, dict)})}"
-    yield from (f"{name}: {_listed(value)}" for name, value in model.settings.items() if isinstance(value, dict))
-    for name, value in model.record.items():
+    settings, record = dict(model.settings), dict(model.record)
+    if is_prior:
+        yield from _describe_prior(settings, record, model.weights["location"].shape[1:])
+    yield f"settings: {_listed({name: v for name, v in settings.items() if not isinstance(v, dict)})}"
+    yield from (f"{name}: {_listed(value)}" for name, value in settings.items() if isinstance(value, dict))
+    for name, value in record.items():
         if name == "losses":
             yield f"loss: {value[0]:.4g} at first, {value[-1]:.4g} in the end"
         elif name == "inputs":
@@ -67,6 +72,31 @@ def describe_model(path: Path) -> Iterator[str]:
             yield f"{name}: {', '.join(map(str, value))}"
         elif value is not None:
             yield f"{name}: {value}"
+
+
+def _describe_prior(settings: dict[str, Any], record: dict[str, Any], grid: Sequence[int]) -> Iterator[str]:
+    """Structures, label maps, template and scans; takes what it tells of out of settings and record."""
+    _, *structures = settings.pop("structures")
+    yield f"structures: {len(structures)}"
+    yield from (f"  {labels[0]:>6}  {name}: labels {_first(labels)}" for name, labels in structures)
+    spacing = settings.pop("space")["spacing"][0]
+    maps, overlaps = record.pop("label_maps", []), record.pop("overlaps", {})
+    least = f", overlaps of brains from {min(overlaps.values()):.2f}" if overlaps else ""
+    yield f"label maps: {len(maps)}{least}"
+    yield from (f"left out: {name}: {why}" for name, why in record.pop("left_out", {}).items())
+    size = " x ".join(map(str, grid))
+    yield f"template: {record.pop('template', 'not stated')}, {size} voxels (z, y, x) of {spacing:g} mm"
+    scans, losses = record.pop("fitted_to", []), record.pop("fitted_loss", [])
+    yield f"fitted to scans: {', '.join(scans) or 'none; `limner prior segment` fits it to those that it is given'}"
+    if losses:
+        yield f"loss of scans: {losses[0]:.4g} at first, {losses[-1]:.4g} in the end"
+    for name in ("colours", "fit_key"):
+        record.pop(name, None)
+
+
+def _first(labels: Sequence[int], shown: int = 10) -> str:
+    more = f" and {len(labels) - shown} more" if len(labels) > shown else ""
+    return ", ".join(map(str, labels[:shown])) + more
 
 
 def _origin(what: str) -> str:

@@ -13,7 +13,7 @@ ENDING = ".safetensors"
 LOSSES_KEPT = 100
 
 
-def check_model_path(output: Path, overwrite: bool) -> None:
+def check_model_path(output: Path, overwrite: bool, option: str = "--output") -> None:
     """Refuse a file that a model cannot or may not be written to.
 
     Parameters
@@ -22,6 +22,8 @@ def check_model_path(output: Path, overwrite: bool) -> None:
         Where the model is to go.
     overwrite : bool
         Whether the user allowed to replace what is there.
+    option : str
+        What named the file.
 
     Raises
     ------
@@ -29,11 +31,11 @@ def check_model_path(output: Path, overwrite: bool) -> None:
         If it has another ending, is a folder, or exists and may not be replaced.
     """
     if output.suffix != ENDING:
-        raise ValueError(f"--output: {output} does not end in {ENDING}; name the model {output.stem}{ENDING}")
+        raise ValueError(f"{option}: {output} does not end in {ENDING}; name the model {output.stem}{ENDING}")
     if output.is_dir():
-        raise ValueError(f"--output: {output} is a folder; name a file")
+        raise ValueError(f"{option}: {output} is a folder; name a file")
     if output.exists() and not overwrite:
-        raise ValueError(f"--output: {output} exists; name another file or add --overwrite")
+        raise ValueError(f"{option}: {output} exists; name another file or add --overwrite")
 
 
 def announce(checkpoint: Checkpoint) -> int:

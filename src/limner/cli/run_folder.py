@@ -23,7 +23,7 @@ RESULTS = (
         "objects",
         "sections",
     ),
-    *("volumes", "report"),
+    *("samples", "transforms", "volumes", "dice", "report"),
 )
 
 

@@ -106,6 +106,12 @@ class Settings:
     seed: int = 0
     """Seed of every random draw."""
 
+    def check(self) -> None:
+        """Raise ValueError for a setting that cannot be."""
+        _check_numbers(self, ("latent", "width", "levels", "steps", "batch", "rate", "floor"))
+        if self.kl_steps > 1:
+            raise ValueError(f"--kl-steps: {self.kl_steps} is no share of the steps; give 0 to 1")
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -131,6 +137,10 @@ class Inference:
     """Plausible segmentations to give for each scan, of the codes drawn."""
     seed: int = 0
     """Seed of every random draw."""
+
+    def check(self) -> None:
+        """Raise ValueError for a setting that cannot be."""
+        _check_numbers(self, ("steps", "batch", "rate"))
 
 
 @dataclass(frozen=True)
@@ -629,6 +639,14 @@ def from_model(file: ModelFile) -> tuple[Prior, ImageModel | None]:
     encoder = Encoder(1, network.encoder.architecture).eval()
     encoder.load_state_dict(_of(file, "encoder"))
     return prior, ImageModel(encoder, file.weights["means"], file.weights["sigmas"])
+
+
+def _check_numbers(settings: Settings | Inference, above: Sequence[str]) -> None:
+    """Those named must be above 0, all others 0 or more."""
+    for name, value in asdict(settings).items():
+        least = "a number above 0" if name in above else "0 or more"
+        if not isinstance(value, str) and not (0 <= value < math.inf and (value or name not in above)):
+            raise ValueError(f"--{name.replace('_', '-')}: {value} is not possible; give {least}")
 
 
 def _of(file: ModelFile, part: str) -> dict[str, Tensor]:
