@@ -124,3 +124,40 @@ def elastic(maps: Tensor, sigma: float, generator: torch.Generator, knots: int =
     grid = F.affine_grid(torch.eye(2, 3).expand(n, 2, 3), [n, 1, height, width], align_corners=False)
     shift = shift.permute(0, 2, 3, 1) * torch.tensor((2 / width, 2 / height))
     return F.grid_sample(maps, (grid + shift).to(maps.device), padding_mode="reflection", align_corners=False)
+
+
+def deform_volume(maps: Tensor, sigma: float, stretch: float, generator: torch.Generator, knots: int = 16) -> Tensor:
+    """Bend and stretch a volume of labels at random, all its maps alike.
+
+    Parameters
+    ----------
+    maps : Tensor
+        Shape (C, Z, Y, X), float; each voxel takes the values of one voxel, so labels stay labels.
+    sigma : float
+        Standard deviation of the displacement at the knots, voxels.
+    stretch : float
+        Standard deviation of each entry of the linear map that is added to the identity.
+    generator : torch.Generator
+        On the CPU; decides every draw.
+    knots : int
+        Distance between knots, voxels; linear in between.
+
+    Returns
+    -------
+    Tensor
+        Shape (C, Z, Y, X); beyond the border the volume continues.
+
+    Examples
+    --------
+    >>> labels = torch.arange(3.0).repeat_interleave(9).view(1, 3, 3, 3)
+    >>> bool((deform_volume(labels, 0.0, 0.0, torch.Generator()) == labels).all())
+    True
+    """
+    shape = maps.shape[1:]
+    coarse = [max(2, round(n / knots) + 1) for n in shape]
+    bend = F.interpolate(torch.randn(1, 3, *coarse, generator=generator) * sigma, shape, mode="trilinear")
+    # from voxels in the order z, y, x to grid_sample's unit, half the volume's length, in the order x, y, z
+    bend = bend.flip(1).movedim(1, -1) * torch.tensor([2 / n for n in shape[::-1]])
+    linear = torch.eye(3) + stretch * torch.randn(3, 3, generator=generator)
+    grid = F.affine_grid(torch.cat([linear, torch.zeros(3, 1)], dim=1)[None], [1, 1, *shape], align_corners=False)
+    return F.grid_sample(maps[None], grid + bend, mode="nearest", padding_mode="border", align_corners=False)[0]

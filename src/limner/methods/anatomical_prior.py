@@ -41,9 +41,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from limner.aligned_scan import AlignedScan, at_voxels
+from limner.augmentation import deform_volume
 from limner.checkpoint import Checkpoint
 from limner.label_merging import Merging
 from limner.location_prior import label_frequencies
@@ -66,6 +66,7 @@ AXES: dict[str, int | None] = {"z": 0, "y": 1, "x": 2, "none": None}
 FIRST_LOG_VARIANCE = -20.0  # before the activation: codes begin with deviations of .2
 KL_GROWS = 0.3  # share of the steps
 SEEN = 0.9  # slices of which the location prior holds all for background this surely show nothing
+SLICES = ("images", "inside", "outside", "place")
 LEAST_INSIDE = 0.005  # share of a slice that must be brain for the encoder to learn from it
 Progress = Callable[[int, int], None]
 
@@ -95,12 +96,12 @@ class Settings:
     """Learning rate at first, of Adam; falls along a cosine to 0 (paper: no value)."""
     kl_from: float = 0.4
     """Share of the steps before the KL term counts; its weight grows to 1 within 0.3 more (paper: counts at once)."""
-    elastic_mm: float = 4.0
-    """Standard deviation of the random displacements of label maps every 32 mm, or every sixth of the template."""
+    elastic: float = 2.0
+    """Standard deviation of the random displacements of label maps every 16 voxels of the template, in voxels."""
     stretch: float = 0.025
     """Standard deviation of each entry of the random linear map that is added to the identity."""
-    sigma_mm: float = 1.5
-    """Smoothing of the location prior, mm (paper: no value)."""
+    smoothing: float = 0.75
+    """Standard deviation of the Gaussian that smooths the location prior, voxels of the template (paper: no value)."""
     floor: float = 1e-4
     """Least frequency of a label in the location prior."""
     seed: int = 0
@@ -109,8 +110,10 @@ class Settings:
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be."""
         _check_numbers(self, ("latent", "width", "levels", "steps", "batch", "rate", "floor"))
-        if self.kl_steps > 1:
-            raise ValueError(f"--kl-steps: {self.kl_steps} is no share of the steps; give 0 to 1")
+        if self.kl_from > 1:
+            raise ValueError(f"--kl-from: {self.kl_from} is no share of the steps; give 0 to 1")
+        if self.coarse >= self.levels:
+            raise ValueError(f"--coarse: {self.coarse} leaves nothing of {self.levels} levels; give fewer")
 
 
 @dataclass(frozen=True)
@@ -264,23 +267,6 @@ def build(n_labels: int, shape: tuple[int, int, int], settings: Settings) -> Lab
     return network
 
 
-def deformed(
-    brain: BrainMap, spacing: tuple[float, float, float], settings: Settings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Classes (Z, Y, X) and weights (Z, Y, X) of a label map that is bent and stretched at random."""
-    shape = brain.classes.shape
-    knots = [max(4, round(n * s / 32) + 1) if max(shape) * s > 100 else 6 for n, s in zip(shape, spacing, strict=True)]
-    bend = F.interpolate(torch.randn(1, 3, *knots, generator=generator), size=shape, mode="trilinear")
-    # from mm to the grid's unit, which is half its length; grid_sample orders x, y, z
-    unit = torch.tensor([2 / (n * s) for n, s in zip(shape[::-1], spacing[::-1], strict=True)])
-    linear = torch.eye(3) + settings.stretch * torch.randn(3, 3, generator=generator)
-    grid = F.affine_grid(torch.cat([linear, torch.zeros(3, 1)], dim=1)[None], [1, 1, *shape], align_corners=False)
-    grid = grid + bend.movedim(1, -1) * settings.elastic_mm * unit
-    both = torch.from_numpy(np.stack([brain.classes, brain.known]).astype(np.float32))[None]
-    moved = F.grid_sample(both, grid, mode="nearest", padding_mode="border", align_corners=False)[0]
-    return moved[0].long(), moved[1]
-
-
 def prior_loss(
     network: LabelMapVAE, classes: Tensor, weights: Tensor, log_location: Tensor, kl: float, generator: torch.Generator
 ) -> Tensor:
@@ -330,7 +316,9 @@ def fit(
     """
     n_labels, space = len(merging.names), template.space
     pairs = [(brain.classes, brain.known) for brain in maps]
-    location = torch.from_numpy(label_frequencies(pairs, n_labels, space.spacing, settings.sigma_mm, settings.floor))
+    location = torch.from_numpy(
+        label_frequencies(pairs, n_labels, space.spacing, settings.smoothing * space.spacing[0], settings.floor)
+    )
     network = build(n_labels, space.shape, settings)
     prior = Prior(network, location, template, merging, settings)
     log_location = prior.log_location
@@ -341,7 +329,7 @@ def fit(
     optimiser = torch.optim.Adam(network.parameters(), settings.rate)
     losses = checkpoint.restore(network, optimiser, generator) if checkpoint else []
     for step in range(len(losses), settings.steps):
-        classes, weights, at = _batch(maps, space.spacing, shown, settings, generator)
+        classes, weights, at = _batch(maps, shown, settings, generator)
         _set_rate(optimiser, settings.rate * min(1, (step + 1) / 30) * _falling(step, settings.steps))
         kl = kl_weight(step, settings)
         inputs = (classes.to(device), weights.to(device), log_location[at].to(device))
@@ -360,19 +348,16 @@ def kl_weight(step: int, settings: Settings) -> float:
 
 
 def _batch(
-    maps: Sequence[BrainMap],
-    spacing: tuple[float, float, float],
-    shown: Tensor,
-    settings: Settings,
-    generator: torch.Generator,
+    maps: Sequence[BrainMap], shown: Tensor, settings: Settings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slices of two deformed label maps: classes and weights (B, *size), and which slices they are, (B,)."""
     each = settings.batch // 2 if len(shown) > 1 else 1
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for i in torch.randint(len(maps), (2,), generator=generator).tolist():
-        classes, weights = deformed(maps[i], spacing, settings, generator)
+        both = torch.from_numpy(np.stack([maps[i].classes, maps[i].known]).astype(np.float32))
+        classes, weights = deform_volume(both, settings.elastic, settings.stretch, generator)
         at = shown[torch.randint(len(shown), (max(1, each),), generator=generator)]
-        parts.append((slices_of(classes, settings)[at], slices_of(weights, settings)[at], at))
+        parts.append((slices_of(classes.long(), settings)[at], slices_of(weights, settings)[at], at))
     classes, weights, at = (torch.cat(some) for some in zip(*parts, strict=True))
     return classes, weights, at
 
@@ -390,17 +375,21 @@ class Slices:
         Shape (B, 1, *size).
     inside, outside : Tensor
         Weights, shape (B, *size): where the image is to be explained, and where the label is background for sure.
-    log_location : Tensor
-        Shape (B, L, *size).
+    place : Tensor of int
+        Which slice of the template each is, shape (B,).
     """
 
     images: Tensor
     inside: Tensor
     outside: Tensor
-    log_location: Tensor
+    place: Tensor
 
     def __getitem__(self, i: Tensor) -> Slices:
-        return Slices(self.images[i], self.inside[i], self.outside[i], self.log_location[i])
+        return Slices(self.images[i], self.inside[i], self.outside[i], self.place[i])
+
+    def to(self, device: torch.device | str) -> Slices:
+        """The same on a device."""
+        return Slices(*(getattr(self, name).to(device) for name in SLICES))
 
 
 def slices_of_scans(scans: Sequence[AlignedScan], prior: Prior) -> Slices:
@@ -409,8 +398,7 @@ def slices_of_scans(scans: Sequence[AlignedScan], prior: Prior) -> Slices:
     for scan in scans:
         every = _slices(scan, prior)
         parts.append(every[every.inside.flatten(1).mean(dim=1) > LEAST_INSIDE])
-    names = ("images", "inside", "outside", "log_location")
-    return Slices(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    return Slices(*(torch.cat([getattr(part, name) for part in parts]) for name in SLICES))
 
 
 def _slices(scan: AlignedScan, prior: Prior) -> Slices:
@@ -418,22 +406,22 @@ def _slices(scan: AlignedScan, prior: Prior) -> Slices:
         slices_of(torch.from_numpy(np.asarray(maps, np.float32)), prior.settings)
         for maps in (scan.image, scan.inside, scan.known)
     )
-    return Slices(image[:, None], inside, known * (1 - inside), prior.log_location)
+    return Slices(image[:, None], inside, known * (1 - inside), torch.arange(len(image)))
 
 
 def warm_up(
-    slices: Slices, architecture: Architecture, noise: float, inference: Inference, progress: Progress
+    slices: Slices, architecture: Architecture, noise: float, inference: Inference, device: str, progress: Progress
 ) -> Encoder:
     """The encoder of an image auto-encoder: the paper's start of `fit_encoder`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(inference.seed)
         network = ImageVAE(1, architecture)
-    network.to(slices.images.device)
+    network.to(device)
     _fast_on_cpu(network)
     generator = torch.Generator().manual_seed(inference.seed)
     optimiser = torch.optim.Adam(network.parameters())
     for step in range(inference.warm_up):
-        images = slices.images[torch.randint(len(slices.images), (inference.batch,), generator=generator)]
+        images = slices.images[torch.randint(len(slices.images), (inference.batch,), generator=generator)].to(device)
         reconstruction, mean, log_variance = network(images, generator)
         _descend(optimiser, image_loss(reconstruction, images, noise) + kl_loss(mean, log_variance), step)
         progress(step + 1, inference.warm_up + inference.steps)
@@ -500,20 +488,20 @@ def fit_encoder(
     if not len(slices.images):
         raise ValueError("fit_encoder(): no slice shows a brain; give scans with one")
     noise = float(np.mean([scan.noise * scan.scale for scan in scans]))
-    encoder = warm_up(slices, prior.network.encoder.architecture, max(noise, 0.1), inference, progress).train()
-    means, spreads = (v.to(device) for v in first_intensities(slices))
+    encoder = warm_up(slices, prior.network.encoder.architecture, max(noise, 0.1), inference, device, progress)
+    log_location = prior.log_location.to(device)
+    means, spreads = (v.to(device) for v in first_intensities(slices, log_location))
     means, log_spreads = nn.Parameter(means), nn.Parameter(spreads.clamp_min(1e-2).log())
     decoder = prior.network.decoder.to(device).requires_grad_(False)
-    encoder.to(device)
     optimiser = torch.optim.Adadelta(encoder.parameters(), inference.rate)
     # a step of Adadelta is too short at first for numbers as few as these
     of_intensities = torch.optim.Adam([means, log_spreads], 1e-2)
     generator, losses = torch.Generator().manual_seed(inference.seed), []
     for step in range(inference.steps):
         at = torch.randint(len(slices.images), (inference.batch,), generator=generator)
-        some = Slices(*(part.to(device) for part in vars(slices[at]).values()))
+        some = slices[at].to(device)
         code = encoder(some.images)
-        log_f = decoder(sample(code[0], code[1], generator), some.log_location)
+        log_f = decoder(sample(code[0], code[1], generator), log_location[some.place])
         loss = explain_loss(log_f, code, some, means, noise + log_spreads.exp(), inference.bound)
         _set_rate(optimiser, inference.rate * _falling(step, inference.steps))
         of_intensities.zero_grad()
@@ -523,12 +511,16 @@ def fit_encoder(
     return ImageModel(encoder.eval(), means.detach(), (noise + log_spreads.exp()).detach()), losses
 
 
-def first_intensities(slices: Slices) -> tuple[Tensor, Tensor]:
+def first_intensities(slices: Slices, log_location: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each label's intensities under the location prior, each (L,)."""
-    weights = (slices.log_location.exp() * slices.inside[:, None]).movedim(1, 0).flatten(1)
-    size, x = weights.sum(dim=1).clamp_min(1e-6), slices.images.flatten()
-    means = weights @ x / size
-    return means, (weights @ x**2 / size - means**2).clamp_min(0).sqrt()
+    size, sums, squares = torch.zeros(3, log_location.shape[1])
+    for image, inside, place in zip(slices.images[:, 0], slices.inside, slices.place, strict=True):
+        weights = (log_location[place].cpu().exp() * inside).flatten(1)
+        size += weights.sum(dim=1)
+        sums += weights @ image.flatten()
+        squares += weights @ image.flatten() ** 2
+    means = sums / size.clamp_min(1e-6)
+    return means, (squares / size.clamp_min(1e-6) - means**2).clamp_min(0).sqrt()
 
 
 def decoded(scan: AlignedScan, prior: Prior, model: ImageModel, draws: int, seed: int) -> Iterator[Tensor]:
@@ -537,10 +529,11 @@ def decoded(scan: AlignedScan, prior: Prior, model: ImageModel, draws: int, seed
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         device = model.means.device
+        log_location = prior.log_location.to(device)
         mean, log_variance = model.encoder(slices.images.to(device))
         for i in range(draws + 1):
             z = sample(mean, log_variance, generator) if i else mean
-            log_f = prior.network.decoder(z, slices.log_location.to(device))
+            log_f = prior.network.decoder(z, log_location)
             yield together(log_f.exp(), prior.settings).cpu()
 
 

@@ -61,6 +61,7 @@ LEAST_SEEN = 0.3  # share of the template's brain that a scan shows
 LEAST_OVERLAP = 0.8  # Dice of the brains; aligned scans have .93 and more
 LEAST_INFORMATION = 0.03  # share of the template's entropy; measured .11, .07 with much noise, 0 of noise alone
 BETTER = 1.1  # another orientation than the header's is taken where it fits better by this factor
+WORSE = 0.9  # a level that leaves less than this share of the fit it began with is undone
 LEVELS = (4, 4, 2, 2, 1)  # shrink factors of the template's grid; each begins with long steps anew
 LONGEST_STEP, SHORTEST_STEP = 2.0, 0.01  # in voxels of the template's grid
 SAMPLED = 50_000  # voxels at the finest level
@@ -257,8 +258,17 @@ def _register(
                 method.Execute(template.image, moving)
         except RuntimeError:  # the images have come apart; the verdict will say so
             return start
-        start = from_sitk(transform)
+        found = from_sitk(transform)
+        if _sound(template, moving, start, found):
+            start = found
     return start
+
+
+def _sound(template: Template, moving: sitk.Image, before: AffineTransform, after: AffineTransform) -> bool:
+    """Whether a level kept left from right and did not lose what it began with, as a first long step can."""
+    if np.linalg.det(np.asarray(after.linear)) <= 0:
+        return False
+    return _fit(template, moving, after, False) >= WORSE * _fit(template, moving, before, False)
 
 
 def _descent(mask: sitk.Image, shrink: int, voxel: float) -> sitk.ImageRegistrationMethod:
