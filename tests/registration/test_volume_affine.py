@@ -195,3 +195,28 @@ def test_bad_input(template):
         align(replace(scan, space=scan.space.with_positions([0, 1, 2, 5])), template)
     with pytest.raises(ValueError, match=r"^paint\(\): labels \[2\] have no intensity"):
         align_labels(LabelMap(np.full((4, 5, 6), 2), scan.space), template, {1: 0.5})
+
+
+SIMPLE = [((0, 0, 0), (56, 70, 56), 60.0), ((-42, 40, 0), (24, 30, 44), 60.0), ((6, -4, 0), (42, 54, 44), 100.0)]
+SIMPLE += [((-42, 40, 0), (14, 20, 32), 100.0), ((14, -12, 14), (12, 34, 9), 25.0), ((14, -12, -14), (12, 34, 9), 25.0)]
+COARSE = Space((36, 40, 32), (4.0, 4.0, 4.0), (-74.0, -78.0, -62.0))
+FLIPPED = Space(
+    (30, 32, 40), (4.2, 4.4, 4.0), (62.0, -78.0, -61.0), ((0.0, -1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
+)
+
+
+def simple_head(seed, space):
+    """A head whose left and right are alike, a little stretched."""
+    points = points_of(space) / (1 + np.random.default_rng(seed).normal(0, 0.03, 3))
+    pixels = np.zeros(space.shape)
+    for centre, axes, level in SIMPLE:
+        pixels[(((points - centre) / np.array(axes)) ** 2).sum(axis=-1) < 1] = level
+    noisy = pixels + np.random.default_rng(100 + seed).normal(0, 4, space.shape)
+    return Volume(np.where(pixels > 0, np.maximum(noisy, 1), 0), space)
+
+
+@pytest.mark.parametrize(("seed", "space"), [(7, FLIPPED), (6, COARSE)])
+def test_a_long_first_step_neither_mirrors_nor_blows_up_the_brain(seed, space):
+    found = align(simple_head(seed, space), make_template(simple_head(0, COARSE), 4.0))
+    assert not found.failed and found.overlap > 0.95
+    assert np.diag(found.transform.linear) == pytest.approx(np.ones(3), abs=0.15)
