@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from limner.aligned_scan import AlignedScan, at_voxels, place, spread
+from limner.aligned_scan import AlignedScan, place, spread
 from limner.io import read, read_label_volume
 from limner.label_merging import Merging, each_label
 from limner.methods.anatomical_prior import (
@@ -42,7 +42,8 @@ from limner.methods.anatomical_prior import (
     fit,
     fit_encoder,
     from_model,
-    refined,
+    in_brain,
+    refinement,
     to_model,
 )
 from limner.metrics.pixels import dice
@@ -121,10 +122,10 @@ def default(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]]
     settings = Settings(steps=steps)
     prior, seconds = trained(problem, data, settings)
     for name, scan, truth in each(problem):
-        location = at_voxels(prior.location, problem.template.space, scan)
+        location = in_brain(prior.location, prior, scan)
         yield row(problem, "location prior", name, location, scan, truth)
         began = time.process_time()
-        found = refined([location], scan, Inference())[0]
+        found = refinement(location, scan, Inference())[0](location)
         yield row(problem, "location prior, EM", name, found, scan, truth, seconds=time.process_time() - began)
     yield from explained(problem, prior, Inference(), "", {"prior_seconds": seconds})
 
@@ -144,7 +145,12 @@ def bound(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]]:
 def inverted(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]]:
     """Scans whose contrast a decreasing map turned around: dark white matter, bright fluid."""
     prior, _ = trained(problem, data, Settings(steps=steps))
-    scans = {name: place(turned_around(s), s.alignment, problem.template, s.brain) for name, s in problem.scans.items()}
+    scans: dict[str, AlignedScan] = {}
+    for name, scan in problem.scans.items():
+        other = turned_around(scan)
+        alignment = kept(f"inverted-{name}", lambda other=other: align(other, problem.template))
+        assert not alignment.failed, alignment.failed
+        scans[name] = place(other, alignment, problem.template, scan.brain)
     yield from explained(replace(problem, scans=scans), prior, Inference(), "inverted contrast: ", {})
 
 
@@ -170,13 +176,13 @@ def explained(
         found = decoder_alone(scan, prior, model)
         first = time.process_time() - began
         yield row(problem, f"{prefix}decoder", name, found, scan, truth, seconds=first, **more)
-        found = refined([found], scan, inference)[0]
+        found = refinement(found, scan, inference)[0](found)
         took = time.process_time() - began
         yield row(problem, f"{prefix}decoder, refined", name, found, scan, truth, seconds=took, **more)
 
 
 def decoder_alone(scan: AlignedScan, prior: Prior, model: ImageModel) -> torch.Tensor:
-    return at_voxels(next(decoded(scan, prior, model, 0, 0)), prior.template.space, scan)
+    return in_brain(next(decoded(scan, prior, model, 0, 0)), prior, scan)
 
 
 def trained(problem: Problem, data: str, settings: Settings) -> tuple[Prior, float]:

@@ -11,13 +11,14 @@ which scans without labels are explained.
 | image auto-encoder that warms the encoder up | `warm_up` |
 | explaining scans, Eq. 12 to 14 | `fit_encoder`, `explain_loss` |
 | argmax of f(mu_z), samples, entropy | `decoded`, `segment` |
-| posterior with each voxel's own intensity | `refined`; `limner.mixture_refinement` |
+| posterior with each voxel's own intensity | `refinement`; `limner.mixture_refinement` |
 
 Departures, with what they gained (docs/benchmarks.md):
 
 - Labels given z are summed out exactly; `Inference.bound` is the paper's bound.
 - The result is refined by the voxel's own intensity, of which the paper's result knows nothing: folds come back.
-- Outside the brain of a scan without skull the label is known to be background, and counts as such.
+- Outside the brain of a scan without skull the label is known to be background, and counts as such; inside it
+  background is a tenth as likely.
 - sigma is learned for each label, never below the noise; the paper's is one for all.
 - The decoder bends the location prior as well as adding scores to it, and ends at half the size: it learns from 20 maps
   in minutes. `--no-bends --coarse 0` is the paper's.
@@ -34,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -67,6 +68,10 @@ FIRST_LOG_VARIANCE = -20.0  # before the activation: codes begin with deviations
 KL_GROWS = 0.3  # share of the steps
 SEEN = 0.9  # slices of which the location prior holds all for background this surely show nothing
 SLICES = ("images", "inside", "outside", "place")
+LEAST_F = 1e-6  # of a label, when each voxel's intensity is asked too
+BACKGROUND_INSIDE = 0.1  # how much less likely a brain's mask makes background; raises the likelihood of scans most
+VIEWS, LEAST_STEPS = 15, 300
+OF_VOLUMES = 12  # a batch of slices by this is one of whole volumes
 LEAST_INSIDE = 0.005  # share of a slice that must be brain for the encoder to learn from it
 Progress = Callable[[int, int], None]
 
@@ -91,7 +96,7 @@ class Settings:
     steps: int = 1500
     """Gradient steps (paper: no value)."""
     batch: int = 24
-    """Slices a step, from two label maps; of whole volumes a twelfth of it."""
+    """Slices a step, from two label maps; of whole volumes a twelfth of it, two at least."""
     rate: float = 1e-3
     """Learning rate at first, of Adam; falls along a cosine to 0 (paper: no value)."""
     kl_from: float = 0.4
@@ -110,8 +115,8 @@ class Settings:
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be."""
         _check_numbers(self, ("latent", "width", "levels", "steps", "batch", "rate", "floor"))
-        if self.kl_from > 1:
-            raise ValueError(f"--kl-from: {self.kl_from} is no share of the steps; give 0 to 1")
+        if self.kl_from > 1 - KL_GROWS:
+            raise ValueError(f"--kl-from: {self.kl_from} leaves no time for the KL term; give 0 to {1 - KL_GROWS:g}")
         if self.coarse >= self.levels:
             raise ValueError(f"--coarse: {self.coarse} leaves nothing of {self.levels} levels; give fewer")
 
@@ -122,10 +127,10 @@ class Inference:
 
     warm_up: int = 200
     """Steps of the image auto-encoder that the encoder comes from."""
-    steps: int = 500
-    """Steps in which the encoder learns to explain scans by the prior."""
+    steps: int = 0
+    """Steps in which the encoder learns to explain scans; 0: until each slice was seen 15 times, 300 at least."""
     batch: int = 24
-    """Slices a step."""
+    """Slices a step; of whole volumes a twelfth of it."""
     rate: float = 1.0
     """Learning rate of Adadelta (its default; paper: no value); falls along a cosine to 0."""
     bound: bool = False
@@ -143,7 +148,7 @@ class Inference:
 
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be."""
-        _check_numbers(self, ("steps", "batch", "rate"))
+        _check_numbers(self, ("batch", "rate"))
 
 
 @dataclass(frozen=True)
@@ -219,19 +224,22 @@ class Found:
         Likeliest class, shape (N,).
     uncertainty : ndarray of float32
         Entropy of the mean over the codes drawn, from 0 to 1 (that of all labels alike), shape (N,).
-    volumes : ndarray
-        Voxels of each class under the mean, shape (L,).
-    intervals : ndarray
-        Least and most voxels of each class among the codes drawn, shape (2, L).
+    volumes : ndarray of int
+        Voxels of each class, shape (L,).
+    intervals : ndarray of int
+        Least and most voxels of each class in `classes` and the segmentations of the codes drawn, shape (2, L).
     samples : ndarray of int
         Plausible segmentations, shape (S, N).
+    bound : tuple of float
+        Log likelihood of each iteration of EM, nats; empty without refining.
     """
 
     classes: NDArray[np.integer[Any]]
     uncertainty: NDArray[np.float32]
-    volumes: NDArray[np.float64]
-    intervals: NDArray[np.float64]
+    volumes: NDArray[np.integer[Any]]
+    intervals: NDArray[np.integer[Any]]
     samples: NDArray[np.integer[Any]]
+    bound: tuple[float, ...] = ()
 
 
 # ---- the prior ------------------------------------------------------------------------------------------------------
@@ -351,7 +359,7 @@ def _batch(
     maps: Sequence[BrainMap], shown: Tensor, settings: Settings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slices of two deformed label maps: classes and weights (B, *size), and which slices they are, (B,)."""
-    each = settings.batch // 2 if len(shown) > 1 else 1
+    each = settings.batch // 2 if len(shown) > 1 else max(1, settings.batch // 2 // OF_VOLUMES)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for i in torch.randint(len(maps), (2,), generator=generator).tolist():
         both = torch.from_numpy(np.stack([maps[i].classes, maps[i].known]).astype(np.float32))
@@ -421,11 +429,18 @@ def warm_up(
     generator = torch.Generator().manual_seed(inference.seed)
     optimiser = torch.optim.Adam(network.parameters())
     for step in range(inference.warm_up):
-        images = slices.images[torch.randint(len(slices.images), (inference.batch,), generator=generator)].to(device)
+        images = slices.images[_drawn(slices, inference, generator)].to(device)
         reconstruction, mean, log_variance = network(images, generator)
         _descend(optimiser, image_loss(reconstruction, images, noise) + kl_loss(mean, log_variance), step)
         progress(step + 1, inference.warm_up + inference.steps)
     return network.encoder
+
+
+def _drawn(slices: Slices, inference: Inference, generator: torch.Generator) -> Tensor:
+    """Which slices a step takes; of whole volumes fewer."""
+    volumes = slices.images.ndim == 5
+    batch = max(1, inference.batch // OF_VOLUMES) if volumes else inference.batch
+    return torch.randint(len(slices.images), (batch,), generator=generator)
 
 
 def explain_loss(
@@ -446,7 +461,10 @@ def explain_loss(
     bound : bool
         The paper's bound.
     """
-    intensities = (mixture_bound_loss if bound else mixture_loss)(log_f, slices.images, means, sigmas, slices.inside)
+    less = log_f.new_zeros(log_f.shape[1], *[1] * (log_f.ndim - 2))
+    less[0] = math.log(BACKGROUND_INSIDE)
+    within = torch.log_softmax(log_f + less, dim=1)
+    intensities = (mixture_bound_loss if bound else mixture_loss)(within, slices.images, means, sigmas, slices.inside)
     outside = -(slices.outside * log_f[:, 0]).flatten(1).sum(dim=1).mean()
     return intensities + outside + kl_loss(*code)
 
@@ -487,6 +505,9 @@ def fit_encoder(
     slices = slices_of_scans(scans, prior)
     if not len(slices.images):
         raise ValueError("fit_encoder(): no slice shows a brain; give scans with one")
+    if not inference.steps:
+        steps = max(LEAST_STEPS, VIEWS * len(slices.images) // inference.batch)
+        inference = replace(inference, steps=steps)
     noise = float(np.mean([scan.noise * scan.scale for scan in scans]))
     encoder = warm_up(slices, prior.network.encoder.architecture, max(noise, 0.1), inference, device, progress)
     log_location = prior.log_location.to(device)
@@ -498,8 +519,7 @@ def fit_encoder(
     of_intensities = torch.optim.Adam([means, log_spreads], 1e-2)
     generator, losses = torch.Generator().manual_seed(inference.seed), []
     for step in range(inference.steps):
-        at = torch.randint(len(slices.images), (inference.batch,), generator=generator)
-        some = slices[at].to(device)
+        some = slices[_drawn(slices, inference, generator)].to(device)
         code = encoder(some.images)
         log_f = decoder(sample(code[0], code[1], generator), log_location[some.place])
         loss = explain_loss(log_f, code, some, means, noise + log_spreads.exp(), inference.bound)
@@ -537,28 +557,39 @@ def decoded(scan: AlignedScan, prior: Prior, model: ImageModel, draws: int, seed
             yield together(log_f.exp(), prior.settings).cpu()
 
 
-def refined(probabilities: Sequence[Tensor], scan: AlignedScan, inference: Inference) -> list[Tensor]:
-    """p(s | x, z) proportional to f(z) Normal(x; g mu_s, sigma_s), the mixture fitted to the scan under the first f.
+def in_brain(maps: Tensor, prior: Prior, scan: AlignedScan) -> Tensor:
+    """Probabilities (L, Z, Y, X) on the template's grid at the scan's N voxels, given that these are brain: (L, N)."""
+    f = at_voxels(maps, prior.template.space, scan).clamp_min(LEAST_F)
+    f[0] *= BACKGROUND_INSIDE
+    return f / f.sum(dim=0)
+
+
+def refinement(
+    f: Tensor, scan: AlignedScan, inference: Inference
+) -> tuple[Callable[[Tensor], Tensor], tuple[float, ...]]:
+    """From f(z) to p(s | x, z), proportional to f(z) Normal(x; g mu_s, sigma_s): the mixture is fitted to the scan.
 
     Parameters
     ----------
-    probabilities : sequence of Tensor
-        f of the mean code, then of others, at the scan's N voxels, each (L, N).
+    f : Tensor
+        Probabilities at the scan's N voxels under which mu, sigma and the gain g are found, shape (L, N).
     scan : AlignedScan
         Its raw intensities.
     inference : Inference
-        Order of the shading.
+        Order of the gain.
 
     Returns
     -------
-    list of Tensor
-        The posterior under each.
+    callable
+        From f of this or another code, (L, N), to the posterior, (L, N).
+    tuple of float
+        Log likelihood of each iteration, nats; it never falls.
     """
     image = torch.from_numpy(scan.volume.pixels[scan.brain].astype(np.float32))
     places = positions_in(scan.brain)
-    logs = [p.clamp_min(1e-6).log() for p in probabilities]
-    mixture, _ = fit_mixture(image, logs[0], places, scan.noise, MixtureSettings(order=inference.bias_order))
-    return [posterior(image, log, places, mixture) for log in logs]
+    settings = MixtureSettings(order=inference.bias_order)
+    mixture, bound = fit_mixture(image, f.log(), places, scan.noise, settings)
+    return lambda other: posterior(image, other.log(), places, mixture), tuple(bound)
 
 
 def segment(scan: AlignedScan, prior: Prior, model: ImageModel, inference: Inference) -> Found:
@@ -581,20 +612,34 @@ def segment(scan: AlignedScan, prior: Prior, model: ImageModel, inference: Infer
     """
     draws = max(inference.draws, inference.samples)
     maps = decoded(scan, prior, model, draws, inference.seed)
-    at_mean, *drawn = (at_voxels(f, prior.template.space, scan) for f in maps)
+    every = (in_brain(f, prior, scan) for f in maps)
+    first, bound = next(every), tuple[float, ...]()
+    refine: Callable[[Tensor], Tensor] = lambda f: f  # noqa: E731
     if inference.refine:
-        at_mean, *drawn = refined([at_mean, *drawn], scan, inference)
-    every = torch.stack([at_mean, *drawn])
-    mean = every[1:].mean(dim=0) if drawn else at_mean
+        refine, bound = refinement(first, scan, inference)
+    p = refine(first)
+    mean, labels = torch.zeros_like(p) if draws else p, [_likeliest(p)]
+    sizes = [np.bincount(labels[0], minlength=len(p))]
+    for f in every:  # one at a time: they may be large
+        p = refine(f)
+        mean += p / draws
+        drawn = _likeliest(p)
+        sizes.append(np.bincount(drawn, minlength=len(p)))
+        if len(labels) <= inference.samples:
+            labels.append(drawn)
     entropy = -(mean * mean.clamp_min(1e-12).log()).sum(dim=0) / math.log(len(mean))
-    sizes = every.sum(dim=2).double().numpy()
     return Found(
-        classes=at_mean.argmax(dim=0).to(torch.uint8 if len(mean) < 256 else torch.int32).numpy(),
+        classes=labels[0],
         uncertainty=entropy.clamp(0, 1).numpy(),
         volumes=sizes[0],
-        intervals=np.stack([sizes.min(axis=0), sizes.max(axis=0)]),
-        samples=every[1 : inference.samples + 1].argmax(dim=1).numpy(),
+        intervals=np.stack([np.min(sizes, axis=0), np.max(sizes, axis=0)]),
+        samples=np.stack(labels)[1:],
+        bound=bound,
     )
+
+
+def _likeliest(p: Tensor) -> NDArray[np.integer[Any]]:
+    return p.argmax(dim=0).to(torch.uint8 if len(p) < 256 else torch.int32).numpy()
 
 
 # ---- model files and small parts ------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def align_labels(label_map: LabelMap, template: Template, intensities: Mapping[i
     moving = _field_of_view(scaled(painted, inside), inside, label_map.space, template)
     start, turned = _best_start(template, moving, by_outline=intensities is None)
     for levels in () if intensities else ((4, 4), (2, 2), (1,)):
-        start = _register(template, moving, start, levels)
+        start = _register(template, moving, start, levels, by_outline=levels[0] == LEVELS[0])
         painted = paint(label_map, mean_intensities(label_map, template, start))
         moving = _field_of_view(scaled(painted, inside), inside, label_map.space, template)
     found = _register(template, moving, start, LEVELS if intensities else (2, 1))
@@ -221,7 +221,7 @@ def _best_start(template: Template, moving: sitk.Image, by_outline: bool = False
     others = [starts[i] for i in np.argsort(fits)[::-1][:2] if fits[i] > BETTER * fits[0]]
     if not others:
         return starts[0], False
-    found = [_register(template, moving, start, (4, 4)) for start in (starts[0], *others)]
+    found = [_register(template, moving, start, (4, 4), by_outline) for start in (starts[0], *others)]
     fits = [_fit(coarse, moving, one, by_outline) for one in found]
     best = int(np.argmax(fits))
     return (found[best], True) if fits[best] > BETTER * fits[0] else (found[0], False)
@@ -244,7 +244,11 @@ def _centre(image: sitk.Image) -> NDArray[np.float64]:
 
 
 def _register(
-    template: Template, moving: sitk.Image, start: AffineTransform, levels: Sequence[int] = LEVELS
+    template: Template,
+    moving: sitk.Image,
+    start: AffineTransform,
+    levels: Sequence[int] = LEVELS,
+    by_outline: bool = False,
 ) -> AffineTransform:
     """Descend on Mattes' mutual information, one level after the other."""
     brain = to_image(template.brain.astype(np.uint8), template.space)
@@ -259,16 +263,18 @@ def _register(
         except RuntimeError:  # the images have come apart; the verdict will say so
             return start
         found = from_sitk(transform)
-        if _sound(template, moving, start, found):
+        if _sound(template, moving, start, found, by_outline):
             start = found
     return start
 
 
-def _sound(template: Template, moving: sitk.Image, before: AffineTransform, after: AffineTransform) -> bool:
+def _sound(
+    template: Template, moving: sitk.Image, before: AffineTransform, after: AffineTransform, by_outline: bool
+) -> bool:
     """Whether a level kept left from right and did not lose what it began with, as a first long step can."""
     if np.linalg.det(np.asarray(after.linear)) <= 0:
         return False
-    return _fit(template, moving, after, False) >= WORSE * _fit(template, moving, before, False)
+    return _fit(template, moving, after, by_outline) >= WORSE * _fit(template, moving, before, by_outline)
 
 
 def _descent(mask: sitk.Image, shrink: int, voxel: float) -> sitk.ImageRegistrationMethod:
