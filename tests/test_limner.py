@@ -25,3 +25,8 @@ def test_short_names() -> None:
 def test_importing_limner_imports_nothing_heavy() -> None:
     code = "import sys, limner; sys.exit(bool({'numpy', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_package_runs_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "limner", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"limner {limner.__version__}"

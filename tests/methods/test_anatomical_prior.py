@@ -208,8 +208,8 @@ def test_a_model_file_gives_the_same_segmentation(prior, explained, tmp_path):
     again, of_scans = from_model(read_model(tmp_path / "m.safetensors", TASK))
     assert again.merging == MERGING and again.settings == SMALL and again.template.space == SPACE
     one, other = segment(scans[2], prior, model, QUICK), segment(scans[2], again, of_scans, QUICK)
-    assert (one.classes == other.classes).all()
-    assert other.uncertainty == pytest.approx(one.uncertainty, abs=1e-5)
+    assert np.mean(one.classes != other.classes) < 1e-3  # the location prior is kept in half precision
+    assert other.uncertainty == pytest.approx(one.uncertainty, abs=1e-2)
     to_model(prior, {}).write(tmp_path / "prior.safetensors")
     assert from_model(read_model(tmp_path / "prior.safetensors", TASK))[1] is None
 

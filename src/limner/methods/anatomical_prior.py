@@ -649,7 +649,7 @@ def to_model(prior: Prior, record: dict[str, Any], model: ImageModel | None = No
     """A file of the prior, and of what scans taught where `model` is given."""
     space = prior.template.space
     weights = {f"network.{name}": value for name, value in prior.network.state_dict().items()}
-    weights |= {"location": prior.location, "template": torch.from_numpy(prior.template.pixels)}
+    weights |= {"location": prior.location.half(), "template": torch.from_numpy(prior.template.pixels)}
     if model is not None:
         weights |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
         weights |= {"means": model.means, "sigmas": model.sigmas}
@@ -671,7 +671,7 @@ def from_model(file: ModelFile) -> tuple[Prior, ImageModel | None]:
     space = Space(pixels.shape, tuple(grid["spacing"]), tuple(grid["origin"]), direction)
     network = build(len(merging.names), space.shape, Settings(**settings)).eval()
     network.load_state_dict(_of(file, "network"))
-    prior = Prior(network, file.weights["location"], Template(pixels, space), merging, Settings(**settings))
+    prior = Prior(network, file.weights["location"].float(), Template(pixels, space), merging, Settings(**settings))
     if "means" not in file.weights:
         return prior, None
     encoder = Encoder(1, network.encoder.architecture).eval()
