@@ -30,16 +30,13 @@ from numpy.typing import NDArray
 
 from limner.aligned_scan import AlignedScan, place, spread
 from limner.io import read, read_label_volume
+from limner.label_map_prior import BrainMap, Prior, Settings, fit
 from limner.label_merging import Merging, each_label
 from limner.methods.anatomical_prior import (
     TASK,
-    BrainMap,
     ImageModel,
     Inference,
-    Prior,
-    Settings,
     decoded,
-    fit,
     fit_encoder,
     from_model,
     in_brain,

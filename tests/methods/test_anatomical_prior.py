@@ -9,28 +9,21 @@ import torch
 
 from limner.aligned_scan import place
 from limner.augmentation import deform_volume
+from limner.label_map_prior import BrainMap, Settings, build, fit, kl_weight, prior_loss, slices_of, together
 from limner.label_merging import Merging
 from limner.methods.anatomical_prior import (
     TASK,
-    BrainMap,
     Inference,
-    Settings,
     Slices,
-    build,
     decoded,
     explain_loss,
     first_intensities,
-    fit,
     fit_encoder,
     from_model,
     in_brain,
-    kl_weight,
-    prior_loss,
     refinement,
     segment,
-    slices_of,
     to_model,
-    together,
 )
 from limner.metrics.pixels import dice
 from limner.model_file import read_model

@@ -20,8 +20,9 @@ from limner.cli.model_output import announce, check_model_path, thinned
 from limner.cli.progress import Report, progress_on
 from limner.cli.volume_files import hash_volume, list_volumes, read_scan
 from limner.io import default_colour, read_label_volume, read_table
+from limner.label_map_prior import BrainMap, Settings, build, fit
 from limner.label_merging import Merging, each_label, merge_sides, read_merging
-from limner.methods.anatomical_prior import BrainMap, Settings, build, fit, to_model
+from limner.methods.anatomical_prior import to_model
 from limner.registration.template import Template, make_template, paint
 from limner.registration.volume_affine import align_labels
 from limner.registration.volume_transform import covered, resample

@@ -23,12 +23,12 @@ from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
 from limner.cli.volume_files import ENDINGS, brain_of, companions, hash_volume, list_volumes, read_scan
 from limner.io import default_colour
+from limner.label_map_prior import Prior
 from limner.label_merging import Merging, read_merging
 from limner.methods.anatomical_prior import (
     TASK,
     ImageModel,
     Inference,
-    Prior,
     fit_encoder,
     from_model,
     segment,
