@@ -257,3 +257,8 @@ def test_subjects_that_lie_elsewhere_are_aligned(
     image = brains.write(tmp_path / "mni", brains.scan(1))
     assert run(label_maps, "--template", str(image)) == 0
     assert min(written(label_maps).record["overlaps"].values()) > 0.93
+
+
+def test_scans_are_no_label_maps(label_maps: Path, brains: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    brains.write(label_maps / "m1", brains.scan(1))
+    assert "m1.nii.gz looks like an image: " in refused(label_maps, capsys)

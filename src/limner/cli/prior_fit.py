@@ -32,6 +32,7 @@ from limner.volume import LabelMap, LabelTable, Volume
 NONE = "(default: none)"
 ALGORITHM = 1  # raised with every change that alters alignment or training: what was stopped before it starts anew
 LEAST_MAPS = 2
+LEAST_ALIKE = 0.5  # share of neighbouring voxels with one label; label maps have .8 and more, scans less than .1
 LEVELS = 4  # intensities of a painted template: with more, a scan shares less of its information
 
 
@@ -227,15 +228,34 @@ def read_inputs(command: PriorFit, report: Report) -> Inputs:
 
 
 def survey(paths: Mapping[str, Path], report: Report) -> dict[str, dict[int, float]]:
-    """Volume of every label of every label map, mm3, by name and label."""
+    """Volume of every label of every label map, mm3, by name and label.
+
+    Raises
+    ------
+    ValueError
+        If one of them is no label map but an image.
+    """
     sizes: dict[str, dict[int, float]] = {}
     for done, (name, path) in enumerate(paths.items(), start=1):
         label_map = read_label_volume(path)
+        _check_labels(label_map, path)
         labels, counts = np.unique(label_map.labels, return_counts=True)
         voxel = float(np.prod(label_map.space.spacing))
         sizes[name] = {int(n): float(count) * voxel for n, count in zip(labels, counts, strict=True)}
         report("label maps", done, len(paths))
     return sizes
+
+
+def _check_labels(label_map: LabelMap, path: Path) -> None:
+    """Neighbours in a structure have one number; in an image hardly any two are equal."""
+    labels = label_map.labels
+    both = (labels[..., 1:] > 0) & (labels[..., :-1] > 0)
+    alike = float((labels[..., 1:] == labels[..., :-1])[both].mean()) if both.any() else 1.0
+    if alike < LEAST_ALIKE:
+        raise ValueError(
+            f"LABELMAPS: {path} looks like an image: {alike:.0%} of neighbouring voxels are equal; give label maps, in "
+            "which each structure has one number"
+        )
 
 
 def coloured(table: LabelTable) -> LabelTable:
