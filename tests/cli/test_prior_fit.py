@@ -14,10 +14,12 @@ import torch
 import limner.cli.prior_fit
 from limner.checkpoint import Checkpoint
 from limner.cli import main
+from limner.label_merging import each_label
 from limner.methods.anatomical_prior import from_model
 from limner.model_file import ModelFile, read_model
 from limner.registration.volume_affine import Alignment, align_labels
 from limner.registration.volume_transform import AffineTransform
+from limner.space import Space
 
 QUICK = ["--width", "2", "--latent", "8", "--levels", "2", "--steps", "3", "--batch", "4", "--spacing-mm", "4"]
 TABLE = "2 White 200 10 10 0\n3 Grey 10 200 10 0\n4 Left-Ventricle 1 2 3 0\n43 Right-Ventricle 4 5 6 0\n"
@@ -214,8 +216,11 @@ def test_a_prior_is_never_overwritten_unasked(label_maps: Path, capsys: pytest.C
     ("options", "says"),
     [
         (["--rate", "0"], "--rate: 0.0 is not possible; give a number above 0"),
-        (["--kl-steps", "2"], "--kl-steps: 2.0 is no share of the steps"),
+        (["--kl-from", "2"], "--kl-from: 2.0 "),
         (["--spacing-mm", "-1"], "--spacing-mm: -1.0 is no spacing"),
+        (["--spacing-mm", "15"], "--spacing-mm: 15, at which the brain of "),
+        (["--spacing-mm", "0.1"], "--spacing-mm: 0.1, at which the brain of "),
+        (["--floor", "0.2"], "--floor: 0.2 of each of 5 labels, background too; give less than 1 / 5"),
         (["--merge-sides"], "--merge-sides: sides are told by the labels' names; give --label-table"),
         (["--merge", "a.csv", "--merge-sides"], "--merge-sides: --merge says which labels are one structure"),
         (["--template", "none.nii.gz"], "none.nii.gz does not exist"),
@@ -225,6 +230,27 @@ def test_options_that_cannot_be(
     label_maps: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
     assert says in refused(label_maps, capsys, *options)
+
+
+def test_a_spacing_that_does_not_suit_the_users_template(
+    label_maps: Path, brains: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = brains.write(tmp_path / "mni", brains.scan(1))
+    error = refused(label_maps, capsys, "--template", str(image), "--spacing-mm", "15")
+    assert "--spacing-mm: 15, at which the brain of " in error
+    assert error.endswith("; give 1.6")
+
+
+def test_neighbours_in_the_numbering_are_painted_apart(brains: SimpleNamespace, tmp_path: Path) -> None:
+    labels = np.zeros((60, 40, 40), np.uint8)
+    for label in range(1, 6):
+        labels[10 * label - 5 : 10 * label + 5, 5:35, 5:35] = label
+    space = Space(labels.shape, (1.0, 1.0, 1.0))
+    path = brains.write(tmp_path / "slabs", labels, space)
+    template = limner.cli.prior_fit.painted_template(path, each_label(range(1, 6)), 1.0)
+    at = [np.round(template.space.to_index((10 * label, 20, 20))).astype(int) for label in range(1, 6)]
+    levels = [float(template.pixels[tuple(index)]) for index in at]
+    np.testing.assert_allclose(levels, [0.1, 0.4, 0.7, 1.0, 0.1], atol=0.01)
 
 
 def test_label_maps_that_cannot_be(

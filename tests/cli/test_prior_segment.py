@@ -16,9 +16,10 @@ import limner.cli.prior_segment
 from limner.cli import main
 from limner.io import read, read_label_volume
 from limner.label_merging import each_label
-from limner.methods.anatomical_prior import BrainMap, Settings, fit, to_model
+from limner.methods.anatomical_prior import TASK, BrainMap, Settings, fit, to_model
 from limner.methods.partial_nuclei import to_model as nuclei_model
 from limner.metrics.pixels import dice
+from limner.model_file import read_model
 from limner.registration.template import make_template
 from limner.registration.volume_affine import Alignment, align
 from limner.registration.volume_transform import AffineTransform, resample
@@ -259,6 +260,51 @@ def test_a_model_is_never_overwritten_unasked(
     assert run(scans, model_file, "--save-model", str(model)) == 2
     assert f"--save-model: {model} exists" in capsys.readouterr().err
     assert model.read_bytes() == b"mine"
+
+
+def test_a_model_of_other_scans_is_replaced_where_asked(
+    model_file: Path, brains: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, scan = tmp_path / "m.safetensors", brains.write(tmp_path / "scans" / "s5", brains.scan(5))
+    assert run(scan, model_file, "--save-model", str(model)) == 0
+    of_others = model.read_bytes()
+    assert run(scan, model_file, "--seed", "1", "--overwrite") == 0
+    monkeypatch.setattr(limner.cli.prior_segment, "segment", None)  # all scans are done
+    assert run(scan, model_file, "--seed", "1", "--save-model", str(model)) == 2
+    assert model.read_bytes() == of_others
+    assert run(scan, model_file, "--seed", "1", "--save-model", str(model), "--overwrite") == 0
+    kept = read_model(tmp_path / "out" / ".resume" / "model.safetensors", TASK)
+    assert read_model(model, TASK).record["fit_key"] == kept.record["fit_key"]
+    assert model.read_bytes() != of_others
+
+
+def test_a_prior_is_never_replaced_by_a_model(
+    model_file: Path, brains: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prior, scan = tmp_path / "p.safetensors", brains.write(tmp_path / "scans" / "s5", brains.scan(5))
+    prior.write_bytes(model_file.read_bytes())
+    same = tmp_path / "scans" / ".." / "p.safetensors"
+    assert run(scan, prior, "--save-model", str(same), "--overwrite") == 2
+    assert f"--save-model: {same} is PRIOR, which would be lost; name another file" in capsys.readouterr().err
+    assert prior.read_bytes() == model_file.read_bytes()
+
+
+def test_the_course_of_the_refinement_is_recorded(
+    model_file: Path, brains: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment, scan = limner.cli.prior_segment.segment, brains.write(tmp_path / "scans" / "s5", brains.scan(5))
+
+    def with_bound(*given: Any) -> Any:
+        found = segment(*given)
+        object.__setattr__(found, "bound", (-30.5, -20.0, -19.5) if given[-1].refine else ())
+        return found
+
+    monkeypatch.setattr(limner.cli.prior_segment, "segment", with_bound)
+    assert run(scan, model_file) == 0
+    course = {"first": -30.5, "last": -19.5, "iterations": 3}
+    assert record_of(tmp_path / "out")["images"]["s5"]["refinement"] == course
+    assert run(scan, model_file, "--no-refine") == 0
+    assert "refinement" not in record_of(tmp_path / "out")["images"]["s5"]
 
 
 def test_other_results_are_made_without_learning_anew(

@@ -46,6 +46,42 @@ def test_brain_of_a_stripped_scan_and_of_one_with_noise_around_it():
     assert np.mean(find_brain(noisy) == ball()) > 0.999
 
 
+def test_what_a_brain_encloses_belongs_to_it():
+    dark_inside = np.where(ball() & ~ball(8), 100, 7)
+    assert np.array_equal(find_brain(dark_inside), ball())
+    open_inside = dark_inside.copy()
+    open_inside[30, 30, 30:] = 7  # a way out
+    assert np.array_equal(find_brain(open_inside), open_inside > 7)
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "found"),
+    [
+        (2.5, "spans 15 voxels, at least 16 are needed"),  # of 38 mm
+        (40.0, "spans 0 voxels, at least 16 are needed"),
+        (0.1, r"needs a grid of 5\.9e\+07 voxels, at most 5e\+07 are possible"),  # 400 x 368 x 400
+    ],
+)
+def test_a_spacing_that_does_not_suit_the_brain(spacing_mm, found):
+    head = Volume(np.where(ball(), 100.0, 0.0), SPACE)
+    says = rf"^make_template\(\): spacing_mm is {spacing_mm:g}, at which the brain of 39 x 38 x 40.5 mm \(z, y, x\) "
+    with pytest.raises(ValueError, match=rf"{says}{found}; give 0\.45$"):
+        make_template(head, spacing_mm)
+    assert max(make_template(head, 0.45).space.shape) == 96
+    assert make_template(head, 2.3).brain.any()
+
+
+def test_spacings_proposed_for_flat_brains():
+    slab = np.zeros((20, 200, 200), np.float32)
+    slab[4:16] = 1
+    thick, thin = (Volume(slab, Space(slab.shape, (z, 1.0, 1.0))) for z in (2.0, 0.5))
+    with pytest.raises(ValueError, match=r"brain of 24 x 200 x 200 mm \(z, y, x\) spans 12 voxels, .*; give 1\.4$"):
+        make_template(thick, 2.0)
+    assert make_template(thick, 1.4).brain.any()
+    with pytest.raises(ValueError, match=r"give a brain that is not so flat$"):
+        make_template(thin, 2.0)
+
+
 def test_labels_are_painted_and_measured():
     labels = np.where(ball(10), 41, np.where(ball(), 1001, 0))
     label_map = LabelMap(labels, SPACE)

@@ -209,6 +209,7 @@ def read_inputs(command: PriorFit, report: Report) -> Inputs:
     for name, of_map in sizes.items():
         every.to_classes(np.array(list(of_map)), str(paths[name]))  # raises for labels of no structure
     merging = Merging(tuple(s for s in every.structures if s[0] == every.names[0] or present & {*s[1]}))
+    _check_floor(command.settings.floor, len(merging.names))
     brains = {
         name: sum(mm3 for n, mm3 in of.items() if n not in merging.structures[0][1]) for name, of in sizes.items()
     }
@@ -219,12 +220,20 @@ def read_inputs(command: PriorFit, report: Report) -> Inputs:
         median = sorted(brains, key=lambda name: brains[name])[len(brains) // 2]
         template, origin = painted_template(paths[median], merging, command.spacing_mm), f"painted from {median}"
     else:
-        template, origin = make_template(read_scan(command.template), command.spacing_mm), command.template.name
+        template, origin = on_grid(read_scan(command.template), command.spacing_mm), command.template.name
     hashes = {"label_maps": {path.name: hash_volume(path) for path in paths.values()}}
     for what, path in {"template": command.template, "merge": command.merge}.items():
         hashes[what] = {} if path is None else {path.name: hash_file(path)}
     key = content_key(ALGORITHM, hashes["label_maps"], merging, template.pixels, template.space)
     return Inputs(paths, merging, coloured(merging.table(names)), template, origin, hashes, key, device)
+
+
+def _check_floor(floor: float, n_labels: int) -> None:
+    """The least frequencies of all labels, background among them, must leave room."""
+    if floor * n_labels >= 1:
+        raise ValueError(
+            f"--floor: {floor} of each of {n_labels} labels, background too; give less than 1 / {n_labels}"
+        )
 
 
 def survey(paths: Mapping[str, Path], report: Report) -> dict[str, dict[int, float]]:
@@ -266,9 +275,17 @@ def coloured(table: LabelTable) -> LabelTable:
 def painted_template(path: Path, merging: Merging, spacing_mm: float) -> Template:
     """A label map as an image: neighbours in the numbering differ in intensity, which suffices to align to."""
     classes = read_classes(path, merging)
-    steps = 0.2 + 0.8 * (np.arange(len(merging.names)) - 1) % LEVELS / (LEVELS - 1)
+    steps = 0.2 + 0.8 * ((np.arange(len(merging.names)) - 1) % LEVELS) / (LEVELS - 1)
     image = Volume(paint(classes, dict(enumerate(steps.tolist()))), classes.space)
-    return make_template(image, spacing_mm, classes.labels > 0)
+    return on_grid(image, spacing_mm, classes.labels > 0)
+
+
+def on_grid(image: Volume, spacing_mm: float, brain: NDArray[np.bool_] | None = None) -> Template:
+    """As of `make_template`; where the spacing is at fault the message names the option."""
+    try:
+        return make_template(image, spacing_mm, brain)
+    except ValueError as error:
+        raise ValueError(str(error).replace("make_template(): spacing_mm is", "--spacing-mm:")) from None
 
 
 def read_classes(path: Path, merging: Merging) -> LabelMap:

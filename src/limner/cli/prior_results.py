@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from limner.metrics.pixels import dice_per_label
 from limner.report.anatomical_prior import PriorReport, ScanView, StructureRow
 from limner.volume import LabelTable
 
-MARGIN = 2  # voxels around the brain in the report
 SUMMARIES = ("structures.csv", "volumes.csv", "dice.csv", "report.html")  # of all scans
 
 
@@ -190,7 +189,7 @@ def _volumes(found: Found, scan: AlignedScan, merging: Merging) -> dict[str, tup
 def scan_view(
     output: Path, name: str, image: Path, result: Result, truth: Truth, prior: tuple[Merging, LabelTable]
 ) -> ScanView:
-    """What the report shows of a scan, cut to its brain, read from its files.
+    """What the report shows of a scan, cut to its structures, read from its files.
 
     Parameters
     ----------
@@ -215,22 +214,9 @@ def scan_view(
         StructureRow(label, table[label].name, *result.volumes[str(label)], dice.get(label))
         for label in merging.numbers[1:]
     )
-    cut = _around((labels > 0) | (uncertainty > 0))
-    corner = volume.space.to_physical([s.start for s in cut]).tolist()
-    shape = labels[cut].shape
-    space = replace(volume.space, shape=shape, origin=(corner[0], corner[1], corner[2]))
-    image_there, labels_there, uncertainty_there = (
-        np.ascontiguousarray(maps[cut]) for maps in (volume.pixels, labels, uncertainty)
-    )
-    return ScanView(name, image_there, labels_there, uncertainty_there, space, result.overlap, rows, result.notes)
-
-
-def _around(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box that holds a mask, and a margin; all where it is empty."""
-    if not mask.any():
-        return tuple(slice(0, n) for n in mask.shape)
-    ends = [np.flatnonzero(mask.any(axis=tuple(j for j in range(3) if j != i))) for i in range(3)]
-    return tuple(slice(max(0, int(e[0]) - MARGIN), int(e[-1]) + 1 + MARGIN) for e in ends)
+    return ScanView(
+        name, volume.pixels, labels, uncertainty, volume.space, result.overlap, rows, result.notes
+    ).cropped()
 
 
 def write_summaries(folder: Path, results: Mapping[str, Result], report: PriorReport, scored: bool) -> None:

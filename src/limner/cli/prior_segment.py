@@ -239,6 +239,8 @@ def _check_save(command: PriorSegment, model: ImageModel | None, fit_key: str) -
         return
     if model is not None:
         raise ValueError(f"--save-model: nothing is learned with {command.prior}, which is such a model; leave it out")
+    if command.save_model.resolve() == command.prior.resolve():
+        raise ValueError(f"--save-model: {command.save_model} is PRIOR, which would be lost; name another file")
     check_model_path(command.save_model, command.overwrite or _is_of(command.save_model, fit_key), "--save-model")
 
 
@@ -322,7 +324,7 @@ def _segment_all(
     found: dict[str, Result | str] = dict(batch.problems)
     wanted = [name for name in batch.scans if name not in found]
     ready = {name: done[name][1] for name in wanted if name in done and done[name][0] == batch.key(name)}
-    if len(ready) < len(wanted) or (batch.save_model is not None and not batch.save_model.exists()):
+    if len(ready) < len(wanted) or (batch.save_model is not None and not _is_of(batch.save_model, batch.fit_key)):
         batch, failed = with_model(batch, folder, wanted)
         found |= failed
     for name in batch.scans:
@@ -440,7 +442,13 @@ def _segment_one(batch: Batch, folder: RunFolder, running: RunRecord, name: str)
     running = folder.put(running, write, _files_of(name, running))
     own = batch.scans[name]
     entry = {"key": batch.key(name), "path": str(own.path.resolve()), "scan": own.key, **asdict(results[0])}
-    return results[0], _noted(folder, running, name, {**entry, "seconds": round(time.monotonic() - began, 2)})
+    course = {"seconds": round(time.monotonic() - began, 2), **_course(getattr(found, "bound", ()))}
+    return results[0], _noted(folder, running, name, {**entry, **course})
+
+
+def _course(bound: Sequence[float]) -> dict[str, Any]:
+    """Of the refinement, for the record: log likelihood in nats at first and in the end; nothing without it."""
+    return {"refinement": {"first": bound[0], "last": bound[-1], "iterations": len(bound)}} if bound else {}
 
 
 def _files_of(name: str, running: RunRecord) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from limner.intensity import tissue_mask
 from limner.registration.volume_transform import AffineTransform, check_volume, resample, to_image, triple
@@ -23,6 +24,9 @@ Mask = NDArray[np.bool_]
 
 MARGIN = 3  # voxels around a template's brain
 MULTIPLE = 16  # sizes of a template's grid are multiples of it
+LEAST = 16  # voxels across a brain; with 12 and 14 phantoms were turned the wrong way
+MOST = 5e7  # voxels of a grid; a human brain at 0.5 mm has 3e7
+USUAL = 90  # voxels along a brain
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def make_template(volume: Volume, spacing_mm: float = 2.0, brain: Mask | None = 
     Raises
     ------
     ValueError
-        If there is no brain, or the volume is no grey image with evenly spaced sections.
+        If there is no brain, the volume is no grey image with evenly spaced sections, or at this spacing the brain
+        spans fewer than 16 voxels along an axis or its grid has more than 5e7.
     """
     check_volume(volume, "make_template")
     inside = brain_or_found(volume, brain, "make_template")
@@ -84,10 +89,10 @@ def make_template(volume: Volume, spacing_mm: float = 2.0, brain: Mask | None = 
 def find_brain(pixels: NDArray[Any]) -> Mask:
     """Where a scan without skull shows something: what is not its background, or what `tissue_mask` finds.
 
-    A scan has a background where at least a twentieth of its voxels have one same value, its smallest.
+    A scan has a background where at least a twentieth of its voxels have one same value, its smallest, and are joined
+    to its border: what is enclosed by the brain, fluid without signal say, belongs to it.
     """
-    lowest = pixels.min()
-    bare = pixels > lowest
+    bare = ndimage.binary_fill_holes(pixels > pixels.min())
     return bare if 1 - bare.mean() >= 0.05 else tissue_mask(pixels)
 
 
@@ -143,10 +148,29 @@ def _grid_around(inside: Mask, space: Space, spacing_mm: float) -> Space:
     bounds = [first_and_last(inside, axis) for axis in range(3)]
     low, high = (np.array(ends, float) for ends in zip(*bounds, strict=True))
     extent = (high - low) * space.spacing / spacing_mm + 1 + 2 * MARGIN
-    shape = (np.ceil(extent / MULTIPLE) * MULTIPLE).astype(int)
+    shape = np.ceil(extent / MULTIPLE) * MULTIPLE
+    _check_size((high - low + 1) * space.spacing, float(shape.prod()), spacing_mm)
     corner = (low + high) / 2 - (shape - 1) / 2 * spacing_mm / np.asarray(space.spacing)
     z, y, x = (int(n) for n in shape)
     return Space((z, y, x), (spacing_mm,) * 3, triple(space.to_physical(corner.tolist())), space.direction)
+
+
+def _check_size(sides_mm: NDArray[np.float64], n_voxels: float, spacing_mm: float) -> None:
+    """Refuse a spacing at which a brain cannot be aligned, or its grid not be held."""
+    across = sides_mm.min() / spacing_mm
+    if across < LEAST:
+        found = f"spans {int(across)} voxels, at least {LEAST} are needed"
+    elif n_voxels > MOST:
+        found = f"needs a grid of {n_voxels:.2g} voxels, at most {MOST:.2g} are possible"
+    else:
+        return
+    fitting = min(sides_mm.max() / USUAL, sides_mm.min() / (1.1 * LEAST))  # two digits are off by 1/20 at most
+    flat = sides_mm.max() > 3 * USUAL * fitting
+    sides = " x ".join(f"{side:.3g}" for side in sides_mm)
+    raise ValueError(
+        f"make_template(): spacing_mm is {spacing_mm:g}, at which the brain of {sides} mm (z, y, x) {found}; "
+        + ("give a brain that is not so flat" if flat else f"give {fitting:.2g}")
+    )
 
 
 def first_and_last(inside: Mask, axis: int) -> tuple[int, int]:
