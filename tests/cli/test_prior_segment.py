@@ -15,8 +15,9 @@ import SimpleITK as sitk
 import limner.cli.prior_segment
 from limner.cli import main
 from limner.io import read, read_label_volume
+from limner.label_map_prior import BrainMap, Settings, fit
 from limner.label_merging import each_label
-from limner.methods.anatomical_prior import TASK, BrainMap, Settings, fit, to_model
+from limner.methods.anatomical_prior import TASK, to_model
 from limner.methods.partial_nuclei import to_model as nuclei_model
 from limner.metrics.pixels import dice
 from limner.model_file import read_model

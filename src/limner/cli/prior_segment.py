@@ -442,7 +442,7 @@ def _segment_one(batch: Batch, folder: RunFolder, running: RunRecord, name: str)
     running = folder.put(running, write, _files_of(name, running))
     own = batch.scans[name]
     entry = {"key": batch.key(name), "path": str(own.path.resolve()), "scan": own.key, **asdict(results[0])}
-    course = {"seconds": round(time.monotonic() - began, 2), **_course(getattr(found, "bound", ()))}
+    course = {"seconds": round(time.monotonic() - began, 2), **_course(found.bound)}
     return results[0], _noted(folder, running, name, {**entry, **course})
 
 
