@@ -18,7 +18,7 @@ Departures, with what they gained (docs/benchmarks.md):
 - Labels given z are summed out exactly; `Inference.bound` is the paper's bound.
 - The result is refined by the voxel's own intensity, of which the paper's result knows nothing: folds come back.
 - Outside the brain of a scan without skull the label is known to be background, and counts as such; inside it
-  background is a tenth as likely.
+  background is a tenth as likely when the result is refined.
 - sigma is learned for each label, never below the noise; the paper's is one for all.
 - The decoder bends the location prior as well as adding scores to it, and ends at half the size: it learns from 20 maps
   in minutes. `--no-bends --coarse 0` is the paper's.
@@ -246,10 +246,7 @@ def explain_loss(
     bound : bool
         The paper's bound.
     """
-    less = log_f.new_zeros(log_f.shape[1], *[1] * (log_f.ndim - 2))
-    less[0] = math.log(BACKGROUND_INSIDE)
-    within = torch.log_softmax(log_f + less, dim=1)
-    intensities = (mixture_bound_loss if bound else mixture_loss)(within, slices.images, means, sigmas, slices.inside)
+    intensities = (mixture_bound_loss if bound else mixture_loss)(log_f, slices.images, means, sigmas, slices.inside)
     outside = -(slices.outside * log_f[:, 0]).flatten(1).sum(dim=1).mean()
     return intensities + outside + kl_loss(*code)
 
