@@ -18,7 +18,7 @@ Departures, with what they gained (docs/benchmarks.md):
 - Labels given z are summed out exactly; `Inference.bound` is the paper's bound.
 - The result is refined by the voxel's own intensity, of which the paper's result knows nothing: folds come back.
 - Outside the brain of a scan without skull the label is known to be background, and counts as such; inside it
-  background is a tenth as likely when the result is refined.
+  background is a tenth as likely when labels are read out.
 - sigma is learned for each label, never below the noise; the paper's is one for all.
 - The decoder bends the location prior as well as adding scores to it, and ends at half the size: it learns from 20 maps
   in minutes. `--no-bends --coarse 0` is the paper's.
