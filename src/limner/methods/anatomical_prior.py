@@ -13,7 +13,7 @@ which scans without labels are explained.
 | argmax of f(mu_z), samples, entropy | `decoded`, `segment` |
 | posterior with each voxel's own intensity | `refinement`; `limner.mixture_refinement` |
 
-Departures, with what they gained (docs/benchmarks.md):
+Departures (docs/benchmarks.md has what was measured of them):
 
 - Labels given z are summed out exactly; `Inference.bound` is the paper's bound.
 - The result is refined by the voxel's own intensity, of which the paper's result knows nothing: folds come back.
@@ -75,7 +75,7 @@ from limner.space import Space
 TASK = "anatomical prior"
 SLICES = ("images", "inside", "outside", "place")
 LEAST_F = 1e-6  # of a label, when each voxel's intensity is asked too
-BACKGROUND_INSIDE = 0.1  # how much less likely a brain's mask makes background; raises the likelihood of scans most
+BACKGROUND_INSIDE = 0.1  # how much less likely a brain's mask makes background; best likelihood of one scan tried
 VIEWS, LEAST_STEPS = 15, 300
 LEAST_INSIDE = 0.005  # share of a slice that must be brain for the encoder to learn from it
 
