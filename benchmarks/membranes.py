@@ -4,7 +4,8 @@
 
 Rows: the network without and with its auxiliary classifiers, a U-Net of the same cost, a random forest on filters
 in plane at five scales (gaussians, edges, eigenvalues of the Hessian and of the structure tensor); each with and
-without the watershed fusion, whose w_f and depth are chosen on the training sections. Trained models are kept beside
+without the watershed fusion, whose w_f and depth are chosen on the training sections, and with the tested sections as
+they are and smoothed until they are no noisier than those trained on. Trained models are kept beside
 the results and are no part of the project; a stopped run goes on with the first row that is missing. Seconds are of one
 thread. Reads LIMNER_DATA (default ../shared/data); a forest needs scikit-learn, in the peers' environment.
 """
@@ -36,12 +37,14 @@ from limner.methods.membranes import (
     fit,
     from_model,
     fused_map,
+    known_noise,
     membrane_map,
     to_model,
 )
 from limner.metrics.neurites import LOWER_IS_BETTER, MapScore, score_maps
 from limner.model_file import read_model
 from limner.run_record import content_key, machine, package_versions
+from limner.section_grey import with_noise_at_most
 
 DATA = Path(os.environ.get("LIMNER_DATA", "../shared/data")) / "em_isbi2012"
 TRAINED, TESTED = range(15), range(15, 20)
@@ -164,19 +167,27 @@ def eigenvalues(yy: Any, xx: Any, yx: Any) -> list[Any]:
 def scored(
     make: Callable[[TracedSection], NDArray[np.float32]], trained: list[TracedSection], tested: list[TracedSection]
 ) -> list[dict[str, Any]]:
-    """Scores of the map and of the fused map on the tested sections."""
-    fusion = choose_fusion([make(one) for one in trained], trained)
-    began, cpu = time.perf_counter(), time.process_time()
-    maps = [make(one) for one in tested]
-    seconds = (time.perf_counter() - began) / len(tested), (time.process_time() - cpu) / len(tested)
+    """Scores of the map and of the fused map on the tested sections, noise as it is and matched."""
+    fusion, noise = choose_fusion([make(one) for one in trained], trained), known_noise(trained)
     truth = [~one.membrane for one in tested]
     rows = []
-    for fused in (False, True):
-        score = score_maps([fused_map(p, fusion) for p in maps] if fused else maps, truth)
-        cost = {"seconds_a_section": seconds[0], "cpu_seconds_a_section": seconds[1]}
-        rows.append({"fused": fused, "fusion": asdict(fusion), **cost, **in_numbers(score)})
-        print({k: rows[-1][k] for k in ("fused", "best", "half")}, flush=True)
+    for matched in (False, True):
+        began, cpu = time.perf_counter(), time.process_time()
+        maps = [make(quiet(one, noise) if matched else one) for one in tested]
+        seconds = (time.perf_counter() - began) / len(tested), (time.process_time() - cpu) / len(tested)
+        for fused in (False, True):
+            score = score_maps([fused_map(p, fusion) for p in maps] if fused else maps, truth)
+            cost = {"seconds_a_section": seconds[0], "cpu_seconds_a_section": seconds[1]}
+            row = {"matched_noise": matched, "fused": fused, "fusion": asdict(fusion), **cost, **in_numbers(score)}
+            print({k: row[k] for k in ("matched_noise", "fused", "best", "half")}, flush=True)
+            rows.append(row)
     return rows
+
+
+def quiet(one: TracedSection, noise: float) -> TracedSection:
+    """A section no noisier than those trained on."""
+    image = with_noise_at_most(one.image, noise)
+    return TracedSection(np.asarray(image[0 : image.shape[0], 0 : image.shape[1]]), one.membrane)
 
 
 def in_numbers(score: MapScore) -> dict[str, Any]:

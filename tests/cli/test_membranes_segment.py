@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from limner.methods.membranes import (
     TracedSection,
     build,
     fused_map,
+    known_noise,
     membrane_map,
     to_model,
     train,
@@ -226,6 +228,20 @@ def test_maps_are_of_this_model_these_images_and_this_averaging(folder: Path, mo
     assert run(folder, "--overwrite", "--no-symmetries") == 0
     alone = fused_map(membrane_map(other.network, section(5).image, Averaging(symmetries=False)), FUSION)
     np.testing.assert_allclose(tifffile.imread(where), alone, atol=1e-5)
+
+
+def test_noisier_sections_are_smoothed_and_said_to_be(folder: Path, model: Model) -> None:
+    known = replace(model, noise=known_noise([section(i) for i in range(4)]))
+    to_model(known, {}).write(folder / "m.safetensors")
+    noisy = section(2).image + np.random.default_rng(0).normal(0, 40, SHAPE)
+    iio.imwrite(folder / "sections" / "s2.png", noisy.clip(0, 255).astype(np.uint8))
+    assert run(folder) == 0
+    notes = json.loads((folder / "out" / "run.json").read_text())["notes"]
+    assert any("of 4 sections are noisier" in note and "--no-match-noise" in note for note in notes)
+    matched = iio.imread(folder / "out" / "probabilities" / "s2.tif")
+    assert run(folder, "--no-match-noise", "--overwrite") == 0
+    assert json.loads((folder / "out" / "run.json").read_text())["notes"] == []
+    assert np.abs(iio.imread(folder / "out" / "probabilities" / "s2.tif") - matched).max() > 0.1
 
 
 def test_cells_are_linked_past_a_section_of_one_level(folder: Path) -> None:

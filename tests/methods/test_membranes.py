@@ -10,7 +10,6 @@ from limner.checkpoint import Checkpoint
 from limner.inference import Options
 from limner.methods.membranes import (
     DEPTHS,
-    SAMPLED,
     SIGMAS,
     TASK,
     UNKNOWN,
@@ -28,7 +27,7 @@ from limner.methods.membranes import (
     fit,
     from_model,
     fused_map,
-    grey_statistics,
+    known_noise,
     levelled,
     membrane_map,
     rate_at,
@@ -42,6 +41,7 @@ from limner.model_file import read_model
 from limner.networks.contextual import ContextualNetwork
 from limner.networks.tiled_unet import TiledUNet
 from limner.run_record import Store
+from limner.section_grey import grey_statistics
 from limner.watershed import cells_between, fuse
 
 QUICK = Settings(width=4, steps=60, patch=64, rate=2e-2)
@@ -163,37 +163,6 @@ def test_a_traced_section_is_grey_with_a_mask_of_its_size():
         TracedSection(np.zeros((4, 5, 3)), np.zeros((4, 5, 3), bool))
     with pytest.raises(ValueError, match=r"^TracedSection\(\): membranes of type uint8 found; give true on membrane"):
         TracedSection(np.zeros((4, 5)), np.zeros((4, 5), np.uint8))
-
-
-class Watched:
-    """An image that notes what is read of it."""
-
-    def __init__(self, pixels):
-        self.pixels, self.shape, self.read = pixels, pixels.shape, []
-
-    def __getitem__(self, region):
-        self.read.append(self.pixels[region].shape)
-        return self.pixels[region]
-
-
-def test_mean_and_deviation_of_a_large_section_from_some_of_it_in_bands():
-    pixels = np.random.default_rng(0).integers(0, 255, (3001, 1300), dtype=np.uint8)
-    image = Watched(pixels)
-    mean, deviation = grey_statistics(image)
-    some = pixels[::2, ::2].astype(float)  # 3.9 times SAMPLED pixels
-    assert some.size <= 1.01 * SAMPLED
-    np.testing.assert_allclose((mean, deviation), (some.mean(), some.std()))
-    bands = [rows for rows, columns in image.read if columns == 1300 and rows > 1]
-    assert max(bands) <= 600
-    assert sum(bands) == 3001
-    assert len(image.read) == len(bands) + 4  # and the four outermost lines
-
-
-def test_mean_and_deviation_of_a_small_section_and_of_one_grey():
-    pixels = np.random.default_rng(0).normal(50, 9, (70, 90))
-    np.testing.assert_allclose(grey_statistics(pixels), (pixels.mean(), pixels.std()))
-    assert grey_statistics(np.full((3, 4), 7, np.uint8))[0] == 7
-    assert grey_statistics(np.full((3, 4), 7, np.uint8))[1] > 0
 
 
 def test_patches_show_membrane_where_the_image_does():
@@ -407,6 +376,21 @@ def test_a_margin_counts_for_nothing(trained, unseen):
     np.testing.assert_allclose(inside[middle], membrane_map(trained.network, image)[middle], atol=0.01)
 
 
+def test_a_noisier_section_is_smoothed_to_the_noise_of_those_trained_on(tmp_path, trained, unseen):
+    noisy = unseen.image + np.random.default_rng(0).normal(0, 60, unseen.image.shape)
+    quieter = trained.seen(noisy)
+    assert quieter.sigma > 0.5
+    expected = membrane_map(trained.network, quieter[0 : noisy.shape[0], 0 : noisy.shape[1]])
+    small = Options(window=64)
+    for matched, wanted in ((True, expected), (False, membrane_map(trained.network, noisy))):
+        store = Store(tmp_path / str(matched))
+        found = segment([noisy, unseen.image], trained, store, ["a", "b"], options=small, match_noise=matched)
+        np.testing.assert_allclose(found.maps[0], wanted, atol=1e-4)
+        assert found.smoothed == ((quieter.sigma if matched else 0.0), 0.0)
+    right = [((p > 0.5) == unseen.membrane).mean() for p in (expected, membrane_map(trained.network, noisy))]
+    assert right[0] > right[1]
+
+
 def test_what_lies_on_a_margin_is_no_cell(trained):
     fused = np.zeros((40, 60), np.float32)
     fused[:, 20] = fused[:, 40] = 1
@@ -544,11 +528,12 @@ def test_off_the_contours_a_levelled_map_is_the_map():
 # ---- in a file ----------------------------------------------------------------------------------------------------
 
 
-def test_a_model_read_again_finds_the_same(tmp_path, trained, unseen):
+def test_a_model_read_again_finds_the_same(tmp_path, sections, trained, unseen):
     to_model(trained, {"sections": 2}).write(tmp_path / "model")
     file = read_model(tmp_path / "model", TASK)
     again = from_model(file)
     assert (again.settings, again.fusion, again.um_per_px) == (trained.settings, trained.fusion, 0.004)
+    assert again.noise == trained.noise == known_noise(sections) > 0
     assert file.record == {"sections": 2}
     assert not again.network.training
     found, expected = (membrane_map(model.network, unseen.image) for model in (again, trained))

@@ -29,6 +29,7 @@ from limner.methods.membranes import (
     build,
     choose_fusion,
     fused_map,
+    known_noise,
     membrane_map,
     settle,
     to_model,
@@ -110,12 +111,13 @@ class MembranesFit:
             losses = train(network, list(given.training.values()), given.settings, device, tell, checkpoint)
         trained = time.monotonic()
         fusion = fuse(given, network, report)
-        scores = score(given, network, fusion) if given.validation else None
+        model = Model(network, given.settings, fusion, given.um_per_px, known_noise(list(given.training.values())))
+        scores = score(given, model) if given.validation else None
         seconds = {"training": round(trained - began, 1), "fusion": round(time.monotonic() - trained, 1)}
         course = {"started": started, "ended": utc_now(), "seconds": seconds, "resumed_at_step": done}
         origin = {"inputs": hashes_by_use(given), "versions": package_versions(), "device": given.device}
         record = {**facts, **origin, **course, "losses": thinned(losses), "validation": scores}
-        to_model(Model(network, given.settings, fusion, given.um_per_px), to_plain(record)).write(self.output)
+        to_model(model, to_plain(record)).write(self.output)
         print_result(losses, fusion, scores)
 
 
@@ -243,10 +245,11 @@ def fuse(given: Inputs, network: Network, report: Report) -> Fusion:
     return choose_fusion(maps, sections, lambda done, n: report("fusion", done, n))
 
 
-def score(given: Inputs, network: Network, fusion: Fusion) -> dict[str, float]:
+def score(given: Inputs, model: Model) -> dict[str, float]:
     """V_rand and V_info of the fused maps of the held out sections, at 0.5, and the best with their thresholds."""
     sections = given.validation.values()
-    fused = [fused_map(membrane_map(network, s.image, options=given.options), fusion) for s in sections]
+    maps = [membrane_map(model.network, model.seen(s.image), options=given.options) for s in sections]
+    fused = [fused_map(p, model.fusion) for p in maps]
     scored = score_maps(fused, [~section.membrane for section in sections])
     values: dict[str, float] = {}
     for name in SCORES:

@@ -62,6 +62,8 @@ class MembranesSegment:
     """Cells whose border is nowhere this much higher than their inside become one with a neighbour, 0 to 1."""
     averaging: Averaging = field(default_factory=Averaging)
     """What probabilities are a mean of."""
+    match_noise: bool = True
+    """Smooth sections that are noisier than those that the model was trained on, until they are no longer."""
     spacing: Annotated[Spacing, arg(help_behavior_hint="(default: from IMAGES)")] = ()
     """Distance between sections, then pixels along y and x, in mm; for areas and volumes alone."""
     section_axis: SectionAxis = "z"
@@ -216,6 +218,18 @@ def _notes_on_fusion(command: MembranesSegment, fusion: Fusion) -> tuple[str, ..
     return ("--depth counts for nothing where w_f is 0, as in this model: the watershed is left out; add --w-f 0.3.",)
 
 
+def _notes_on_noise(smoothed: Sequence[float]) -> tuple[str, ...]:
+    """A note where sections were smoothed."""
+    sigmas = [sigma for sigma in smoothed if sigma]
+    if not sigmas:
+        return ()
+    return (
+        f"{len(sigmas)} of {len(smoothed)} sections are noisier than those that the model was trained on and were "
+        f"smoothed, by a Gaussian of {min(sigmas):.1f} to {max(sigmas):.1f} pixels; --no-match-noise leaves them as "
+        "they are.",
+    )
+
+
 def new_record(command: MembranesSegment, given: Inputs, command_line: Sequence[str]) -> RunRecord:
     """The record of a run that is to begin: what its maps depend on, and what else was asked for."""
     model = hash_file(command.model)
@@ -224,6 +238,7 @@ def new_record(command: MembranesSegment, given: Inputs, command_line: Sequence[
         "algorithm": ALGORITHM,
         "model": model,
         **dataclasses.asdict(command.averaging),
+        "match_noise": command.match_noise,
         "section_axis": command.section_axis,
     }
     cells = command.cells or command.link_sections
@@ -259,15 +274,17 @@ def _segment(command: MembranesSegment, given: Inputs, folder: RunFolder, runnin
             given.options,
             lambda done, total: tell("membranes", done, total),
             command.least_cell,
+            command.match_noise,
         )
     found = time.monotonic()
     wanted = bool(running.options["cells"]), bool(running.options["link_sections"])
     results = Results(given.stack, segmentation, folder.store, *wanted)
     with progress_on(sys.stderr) as tell:
         results.find(lambda done, total: tell("fusion and cells" if wanted[0] else "fusion", done, total))
-    report = report_of(results, settings_shown(running), given.notes)
+    notes = (*given.notes, *_notes_on_noise(segmentation.smoothed))
+    report = report_of(results, settings_shown(running), notes)
     seconds = {"membranes": round(found - began, 2), "cells": round(time.monotonic() - found, 2)}
-    done = running.completed(seconds=seconds, summary=report.summary, notes=given.notes)
+    done = running.completed(seconds=seconds, summary=report.summary, notes=notes)
     folder.finish(running, done, lambda path: write_results(path, results, report))
     results.forget()
     return done

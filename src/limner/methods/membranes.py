@@ -18,8 +18,8 @@ Departures, with what they gained (docs/benchmarks.md):
 - Sections are brought to mean 0 and deviation 1 each, so that contrast may change from one to the next.
 - Batch normalisation, Adam and a rate that falls along a cosine: a training of ten minutes. The paper's is `--optimiser
   sgd --rate 0.01 --decay-steps 2000 --patch 480`.
-- Noise is added in training, for exposure differs between sections too: without it a model of even sections loses most
-  membranes of noisy ones.
+- Noise is added in training, for exposure differs between sections too, and sections noisier than those trained on are
+  smoothed until they are no longer: without it a model of even sections loses most membranes of noisy ones.
 - w_f is chosen together with smoothing and the depth below which basins are one, for the best V_rand at the threshold
   0.5 of p_f / (1 - w_f), cut at 1 (`levelled`), so that the map needs no tuned threshold.
 
@@ -52,6 +52,14 @@ from limner.networks.contextual import ContextualNetwork
 from limner.networks.symmetry_average import SymmetryAverage
 from limner.networks.tiled_unet import TiledUNet
 from limner.run_record import Store
+from limner.section_grey import (
+    Smoothed,
+    grey_statistics,
+    margin_level,
+    relative_noise,
+    standardised,
+    with_noise_at_most,
+)
 from limner.section_maps import SectionMaps, make_maps
 from limner.tiles import Tile
 from limner.watershed import cells_between, closed_contours, fuse
@@ -60,9 +68,6 @@ TASK = "membranes"
 MEMBRANE = 1  # channel of the network's output; 0 is the cells'
 UNKNOWN = -1
 LARGEST_PATCH = 4096  # pixels
-SAMPLED = 1_000_000  # pixels, about, that a section's mean and deviation are taken from
-MARGIN = 0.25  # of the outermost pixels with one very level: more than any has in a micrograph
-BAND = 512  # rows of a section that are read at once for them
 ROOM = 8  # a patch is cut out with an eighth of its side around it, so that bending brings in what lies beside it
 WEIGHTS_OF_FUSION = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35)  # from a third on every contour is above 0.5
 DEPTHS, SIGMAS = (0.05, 0.1, 0.2), (1.0, 2.0)  # less deep: cells are split; pixels
@@ -204,12 +209,19 @@ class Model:
         Chosen on the traced sections.
     um_per_px : float
         Pixel size of the traced sections, micrometres; NaN: not stated.
+    noise : float
+        `known_noise` of the traced sections, to which noisier ones are smoothed; 0: not known, none is.
     """
 
     network: Network
     settings: Settings
     fusion: Fusion
     um_per_px: float = math.nan
+    noise: float = 0.0
+
+    def seen(self, image: Image) -> Image:
+        """A section as the network is to see it: no noisier than those it was trained on."""
+        return with_noise_at_most(image, self.noise)
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -264,31 +276,6 @@ def rate_at(step: int, settings: Settings) -> float:
     if settings.decay_steps:
         return float(settings.rate * 0.1 ** (step // settings.decay_steps))
     return settings.rate * min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-
-
-def grey_statistics(image: Image) -> tuple[float, float]:
-    """Mean and deviation of a section without its margin.
-
-    Of every n-th row and column where it has more than `SAMPLED` pixels. Rows are read in bands, so that a section of
-    any size needs little memory.
-    """
-    height, width = image.shape[:2]
-    stride = max(1, math.ceil(math.sqrt(height * width / SAMPLED)))
-    rows = math.ceil(BAND / stride) * stride
-    bands = (np.asarray(image[slice(y, y + rows), slice(0, width)]) for y in range(0, height, rows))
-    some = np.concatenate([band[::stride, ::stride].ravel() for band in bands]).astype(np.float64)
-    level = margin_level(image)
-    seen = some if level is None or (some == level).all() else some[some != level]
-    return float(seen.mean()), max(float(seen.std()), 1e-6)
-
-
-def margin_level(image: Image) -> float | None:
-    """The one grey level around a section that was moved on its canvas; None where there is no such margin."""
-    height, width = image.shape[:2]
-    rows = [image[slice(y, y + 1), slice(0, width)] for y in (0, height - 1)]
-    columns = [image[slice(0, height), slice(x, x + 1)] for x in (0, width - 1)]
-    levels, counts = np.unique(np.concatenate([np.ravel(line) for line in (*rows, *columns)]), return_counts=True)
-    return float(levels[counts.argmax()]) if counts.max() >= MARGIN * counts.sum() else None
 
 
 def train(
@@ -443,7 +430,12 @@ def fit(
     losses = train(network, sections, settings, device, progress, checkpoint)
     options = Options(device="cuda" if device.startswith("cuda") else "cpu")
     fusion = choose_fusion([membrane_map(network, s.image, options=options) for s in sections], sections)
-    return Model(network, settings, fusion, um_per_px), losses
+    return Model(network, settings, fusion, um_per_px, known_noise(sections)), losses
+
+
+def known_noise(sections: Sequence[TracedSection]) -> float:
+    """The largest `relative_noise` of the sections trained on."""
+    return max(relative_noise(section.image) for section in sections)
 
 
 def settle(sections: Sequence[TracedSection], settings: Settings, device: str = "cpu") -> Settings:
@@ -489,17 +481,6 @@ class Averaging:
         return SymmetryAverage(network, self.symmetries, tuple(range(0, step * self.crops, step)))
 
 
-def standardised(image: Image) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """What brings a section's pixels to mean 0 and deviation 1, by `grey_statistics` of the whole section."""
-    mean, deviation = (np.float32(value) for value in grey_statistics(image))
-
-    def prepare(pixels: NDArray[Any]) -> NDArray[np.float32]:
-        prepared: NDArray[np.float32] = (pixels.astype(np.float32) - mean) / deviation
-        return prepared
-
-    return prepare
-
-
 def membrane_map(
     network: Network, image: Image, averaging: Averaging | None = None, options: Options | None = None
 ) -> NDArray[np.float32]:
@@ -543,11 +524,14 @@ class Segmentation:
         How p_f is made of p.
     least_cell : int
         Pixels that a cell needs.
+    smoothed : tuple of float
+        Of each section the deviation of the Gaussian it was smoothed with, pixels; 0: as it was.
     """
 
     maps: SectionMaps
     fusion: Fusion
     least_cell: int = 0
+    smoothed: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -580,6 +564,7 @@ def segment(
     options: Options | None = None,
     progress: Progress = lambda *_: None,
     least_cell: int = 0,
+    match_noise: bool = True,
 ) -> Segmentation:
     """Membranes and cells of a stack of any size.
 
@@ -601,14 +586,18 @@ def segment(
         Called with tiles done and tiles in all.
     least_cell : int
         Pixels that a cell needs.
+    match_noise : bool
+        Smooth sections that are noisier than those trained on, see `Model.seen`.
 
     Returns
     -------
     Segmentation
     """
+    images = [model.seen(image) for image in images] if match_noise else images
     averaged = (averaging or Averaging()).of(model.network)
     maps = make_maps(averaged, images, keys, store, MEMBRANE, options or Options(), standardised, progress)
-    return Segmentation(maps, model.fusion, least_cell)
+    smoothed = tuple(image.sigma if isinstance(image, Smoothed) else 0.0 for image in images)
+    return Segmentation(maps, model.fusion, least_cell, smoothed)
 
 
 def levelled(probability: NDArray[np.float32], contours: NDArray[np.bool_], w_f: float) -> NDArray[np.float32]:
@@ -679,7 +668,7 @@ def choose_fusion(
 
 def to_model(model: Model, record: Mapping[str, Any]) -> ModelFile:
     """A trained network with its settings, fusion and training record, to be written to a file."""
-    about = {**asdict(model.settings), "fusion": asdict(model.fusion)}
+    about = {**asdict(model.settings), "fusion": asdict(model.fusion), "noise": model.noise}
     return ModelFile(TASK, model.network.state_dict(), about, model.um_per_px, record)
 
 
@@ -693,7 +682,7 @@ def from_model(file: ModelFile) -> Model:
     """
     about = dict(file.settings)
     try:
-        fusion = Fusion(**about.pop("fusion"))
+        fusion, noise = Fusion(**about.pop("fusion")), float(about.pop("noise", 0.0))
         settings = Settings(**about)
         settings.check()
         network = build(settings)
@@ -704,4 +693,4 @@ def from_model(file: ModelFile) -> Model:
             f"from_model(): settings and weights do not fit together ({found}); train the model anew"
         ) from None
     network.eval()
-    return Model(network, settings, fusion, file.pixel_size)
+    return Model(network, settings, fusion, file.pixel_size, noise)
