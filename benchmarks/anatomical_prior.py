@@ -4,7 +4,8 @@
 
 `human`: the 15 scans of `human_t1` with the 20 label maps of `human_labelmaps`, aligned to `human_template` at 2 mm, 12
 structures with left and right together. Rows for each scan: the location prior alone after affine alignment; EM with
-that prior; the decoder's likeliest labels (the paper's result); these refined; and the last two with the paper's own
+that prior; the decoder's likeliest labels (the paper's result); these refined; both again with codes found for each
+scan anew, which is the default; and the last four with the paper's own
 decoder, with its bound, and on scans whose contrast is inverted. `mouse`: label maps of ten animals of `mouse_mri`,
 scans of five others, 37 structures. The scans' labels are for the score alone. Dice is on each scan's own grid; the two
 human protocols draw borders differently, so it cannot reach 1.
@@ -40,6 +41,7 @@ from limner.methods.anatomical_prior import (
     fit_encoder,
     from_model,
     in_brain,
+    own_codes,
     refinement,
     to_model,
 )
@@ -164,22 +166,26 @@ def turned_around(scan: AlignedScan) -> Volume:
 def explained(
     problem: Problem, prior: Prior, inference: Inference, prefix: str, more: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the decoder's own labels and of these refined, by an encoder fitted to the problem's scans."""
+    """Rows of the decoder's own labels and of these refined, by an encoder fitted to the problem's scans.
+
+    With the codes that the encoder reads, and with each scan's own.
+    """
     began = time.process_time()
     model, losses = fit_encoder(list(problem.scans.values()), prior, inference)
     more |= {"encoder_seconds": time.process_time() - began, "losses": [losses[0], losses[-1]]}
     for name, scan, truth in each(problem):
-        began = time.process_time()
-        found = decoder_alone(scan, prior, model)
-        first = time.process_time() - began
-        yield row(problem, f"{prefix}decoder", name, found, scan, truth, seconds=first, **more)
-        found = refinement(found, scan, inference)[0](found)
-        took = time.process_time() - began
-        yield row(problem, f"{prefix}decoder, refined", name, found, scan, truth, seconds=took, **more)
+        for codes, steps in (("decoder", 0), ("decoder, own codes", inference.own_steps)):
+            began = time.process_time()
+            found = decoder_alone(scan, prior, model, replace(inference, own_steps=steps))
+            first = time.process_time() - began
+            yield row(problem, f"{prefix}{codes}", name, found, scan, truth, seconds=first, **more)
+            found = refinement(found, scan, inference)[0](found)
+            took = time.process_time() - began
+            yield row(problem, f"{prefix}{codes}, refined", name, found, scan, truth, seconds=took, **more)
 
 
-def decoder_alone(scan: AlignedScan, prior: Prior, model: ImageModel) -> torch.Tensor:
-    return in_brain(next(decoded(scan, prior, model, 0, 0)), prior, scan)
+def decoder_alone(scan: AlignedScan, prior: Prior, model: ImageModel, inference: Inference) -> torch.Tensor:
+    return in_brain(next(decoded(prior, own_codes(scan, prior, model, inference), 0, 0)), prior, scan)
 
 
 def trained(problem: Problem, data: str, settings: Settings) -> tuple[Prior, float]:

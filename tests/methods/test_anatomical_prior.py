@@ -21,8 +21,10 @@ from limner.methods.anatomical_prior import (
     fit_encoder,
     from_model,
     in_brain,
+    own_codes,
     refinement,
     segment,
+    slices_of_scans,
     to_model,
 )
 from limner.metrics.pixels import dice
@@ -154,7 +156,7 @@ def test_the_decoder_beats_the_location_prior_and_refining_beats_both(prior, exp
     for scan, size in zip(scans, (2.5, 3.5, 5.5), strict=True):
         truth = classes_of(size)[scan.brain]
         location = in_brain(prior.location, prior, scan)
-        own = in_brain(next(decoded(scan, prior, model, 0, 0)), prior, scan)
+        own = in_brain(next(decoded(prior, own_codes(scan, prior, model, QUICK), 0, 0)), prior, scan)
         steps = (location, own, refinement(own, scan, QUICK)[0](own))
         scores.append([np.mean([dice(p.argmax(dim=0).numpy(), truth, n) for n in (1, 2, 3)]) for p in steps])
     location, own, ours = np.mean(scores, axis=0)
@@ -175,6 +177,29 @@ def test_a_segmentation_tells_what_is_uncertain(prior, explained):
     assert found.volumes.tolist() == [(found.classes == i).sum() for i in range(4)]
     assert len(found.bound) > 1 and (np.diff(found.bound) >= -1e-6 * abs(found.bound[0])).all()
     assert (found.intervals[0] <= found.volumes).all() and (found.volumes <= found.intervals[1]).all()
+
+
+def test_own_codes_explain_a_scan_better_than_the_encoder_s(prior, explained):
+    """Exactly as `explain_loss` says, and in parts of the scan as in one piece."""
+    scans, model, _ = explained
+    scan = scans[2]
+    slices = slices_of_scans([scan], prior)
+    seen = [int(place) for place in slices.place]
+
+    def loss(codes):
+        mean, log_variance = codes[0][seen], codes[1][seen]
+        with torch.no_grad():
+            log_f = prior.network.decoder(mean, prior.log_location[seen])
+            return float(explain_loss(log_f, (mean, log_variance), slices, model.means, model.sigmas))
+
+    losses = [loss(own_codes(scan, prior, model, replace(QUICK, own_steps=n))) for n in (0, 4, 12)]
+    assert losses[0] > losses[1] > losses[2]
+    found = own_codes(scan, prior, model, replace(QUICK, own_steps=0))
+    with torch.no_grad():
+        read = model.encoder(slices.images)
+    torch.testing.assert_close((found[0][seen], found[1][seen]), read)
+    whole = own_codes(scan, prior, model, replace(QUICK, batch=1000))
+    torch.testing.assert_close(own_codes(scan, prior, model, replace(QUICK, batch=5))[0], whole[0], atol=2e-3, rtol=0)
 
 
 def test_no_draws_give_no_samples_and_the_same_labels(prior, explained):

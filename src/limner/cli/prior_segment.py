@@ -43,8 +43,14 @@ from limner.run_record import RunRecord, Store, content_key, differing_settings,
 from limner.volume import Label, LabelTable
 
 NONE = "(default: none)"
-ALGORITHM = 1  # raised whenever the same settings give other results
-OF_RESULTS = ("refine", "bias_order", "draws", "samples")  # settings that what is learned from the scans is free of
+ALGORITHM = 2  # raised whenever the same settings give other results
+OF_RESULTS = (
+    "own_steps",
+    "refine",
+    "bias_order",
+    "draws",
+    "samples",
+)  # settings that what is learned from the scans is free of
 
 
 @dataclass(frozen=True)
