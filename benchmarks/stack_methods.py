@@ -22,6 +22,7 @@ import torch
 from scipy.stats import wilcoxon
 
 from limner.annotations import SectionLabels
+from limner.completion import Completion, Size, areas
 from limner.io import read, read_label_volume
 from limner.label_fusion import blend
 from limner.methods.stack_completion import Settings, complete
@@ -44,7 +45,7 @@ def interpolated(annotations: SectionLabels, sections: list[int], clip_mm: float
         annotations.labelled,
         space.section_positions,
         (space.spacing[1], space.spacing[2]),
-        FusionOptions(interpolation="linear", clip_mm=clip_mm),
+        FusionOptions(interpolation="linear", clip_mm=clip_mm, label_flow=False),
     )
     labels = given.labels.copy()
     for z in sections:
@@ -59,6 +60,24 @@ def calibration_error(uncertainty: np.ndarray, predicted: np.ndarray, truth: np.
     inside = (predicted[sections] > 0) | (truth[sections] > 0)
     correct = (predicted[sections] == truth[sections])[inside]
     return float(expected_calibration_error(1 - uncertainty[sections][inside], correct))
+
+
+def area_coverage(done: Completion, truth: np.ndarray, sections: list[int]) -> tuple[float, float]:
+    """How often the interval of 90 % holds a structure's true area on a withheld section; and its median width.
+
+    Of structures that are there or may be; the width is relative to the likeliest area.
+    """
+    pixel = done.labels.space.spacing[1] * done.labels.space.spacing[2]
+    found, held, widths = areas(done), [], []
+    for z in sections:
+        sizes = {size.structure: size for size in found[z]}
+        for structure in {*sizes, *np.unique(truth[z]).tolist()} - {0}:
+            size = sizes.get(structure, Size(structure, 0.0, 0.0, 0.0))
+            true = (truth[z] == structure).sum() * pixel
+            held.append(size.fewest - 1e-9 <= true <= size.most + 1e-9)
+            if size.likeliest:
+                widths.append((size.most - size.fewest) / size.likeliest)
+    return float(np.mean(held)), float(np.median(widths))
 
 
 def main() -> None:
@@ -116,6 +135,7 @@ def main() -> None:
             stages=dict(done.seconds),
             calibration=dict(done.calibration),
             calibration_error=error,
+            area_coverage=area_coverage(done, truth.labels, sections),
             iterations=float(np.mean([r.iterations for r in done.sections.values()])),
             objective_falls=sum(bool((np.diff(r.objective) < 0).any()) for r in done.sections.values()),
             peak_memory_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,

@@ -21,6 +21,7 @@ def disc(radius, at=(12, 15), shape=(24, 30)):
 
 def make(**options):
     """Discs of structure 5 that grow along z; the first and third labelled sections hold structure 2 as well."""
+    options = {"label_flow": False} | options
     labels = np.stack([np.where(disc(4 + z), 5, 0) for z in range(9)])
     labels[1][disc(2, (3, 3))] = 2
     labels[4][disc(2, (4, 4))] = 2
@@ -192,7 +193,7 @@ def test_fit_rho_finds_the_scale_by_which_labels_were_drawn(planted):
         tuple(range(n)),
         positions,
         (0.01, 0.01),
-        FusionOptions(interpolation="linear"),
+        FusionOptions(interpolation="linear", label_flow=False),
     )
     fusion.distances = {z: make_distances(border) for z in range(n)}.__getitem__
     at = 0.01 * (np.arange(width) - 39.5)
@@ -216,3 +217,67 @@ def test_fit_rho_with_one_labelled_section_is_the_papers():
     fusion = make()
     fusion.labelled = (4,)
     assert fusion.fit_rho() == pytest.approx(PAPER_RHO * fusion.typical_spread())
+
+
+def moving(label_flow, warps=None):
+    """A disc that goes right by 2 pixels a section, more than its radius from one labelled section to the next."""
+    labels = np.stack([np.where(disc(5, (12, 8 + 2 * z)), 5, 0) for z in range(7)])
+    options = FusionOptions(label_flow=label_flow)
+    positions = 0.1 * np.arange(7)
+    images = np.zeros((7, 1, *labels.shape[1:]), np.float32)
+    return SectionFusion(images, labels, (0, 3, 6), positions, SPACING, options, warps=warps, rho_scale=6.0)
+
+
+def right(fusion, z, **left_out):
+    structures = np.asarray(fusion.structures(z, **left_out))
+    found = structures[fusion.evidence(z, **left_out).argmax(dim=0).numpy()] == 5
+    truth = fusion.labels[z] == 5
+    return 2 * (found & truth).sum() / (found.sum() + truth.sum())
+
+
+def test_label_flow_follows_what_registration_does_not():
+    with_flow, without = moving(True), moving(False)
+    scores = np.array([[right(fusion, z) for fusion in (with_flow, without)] for z in (1, 2, 4, 5)])
+    assert scores[:, 0].min() > 0.9
+    assert scores[:, 0].mean() > scores[:, 1].mean() + 0.01
+
+
+def test_label_flow_is_what_registration_leaves():
+    """With warps that say where the disc goes nothing is left for the flow."""
+    fields = {}
+    for z in range(6):
+        step = torch.zeros(1, 2, 24, 30)
+        step[:, 1] = 2 * SPACING[1]
+        fields[z, z + 1], fields[z + 1, z] = step, -step
+    fusion = moving(True, SectionWarps(fields, (24, 30), SPACING))
+    left = [f.abs().max() for f in (fusion.flow(0, 3), moving(True).flow(0, 3))]
+    assert left[0] < 0.25 * left[1]
+
+
+def test_flows_that_will_be_asked_for():
+    fusion = moving(True)
+    assert fusion.flow_pairs() == [(0, 3), (0, 6), (3, 6)]
+    for z in range(7):
+        fusion.evidence(z)
+        fusion.evidence(z, left_out=z if z in fusion.labelled else None)
+    assert set(fusion.flows) <= set(fusion.flow_pairs())
+    assert moving(False).flow_pairs() == make(fusion="printed", label_flow=True).flow_pairs() == []
+
+
+def test_beyond_the_last_labelled_section_there_is_no_flow():
+    with_flow, without = make(rho=20.0, label_flow=True), make(rho=20.0)
+    torch.testing.assert_close(with_flow.evidence(0), without.evidence(0))
+    assert not with_flow.flows
+
+
+def test_weights_along_and_off_the_flow_sum_to_one():
+    for interpolation, rows in (("linear", 2), ("catmull-rom", 6)):
+        distances, weights, covered = make(label_flow=True, interpolation=interpolation).blended_distances(2)
+        assert len(distances) == len(weights) == len(covered) <= rows
+        assert float(weights.sum()) == pytest.approx(1)
+
+
+def test_inputs_hold_the_flow():
+    fusion, without = moving(True), moving(False)
+    assert len(fusion.inputs(1)) == len(without.inputs(1)) + 2
+    assert any(np.array_equal(fusion.flow(0, 3).numpy(), a) for a in fusion.inputs(1) if isinstance(a, np.ndarray))

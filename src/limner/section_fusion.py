@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -18,11 +18,13 @@ from limner.calibration import best_scale, mean_log_loss
 from limner.distances import signed_distances
 from limner.intensity import to_8_bit
 from limner.label_fusion import Interpolation, atlas_log_weights, blend, fuse, interpolation_weights
+from limner.registration.label_flow import follow, label_velocity
 from limner.registration.section_warps import SectionWarps
-from limner.registration.warp import covers, warp
+from limner.registration.warp import compose, covers, warp
 from limner.volume import Volume
 
 PAPER_RHO = 21.0  # 1 / mm
+SMALLEST_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class FusionOptions:
         Signed distances blended along z, or a mixture over atlases, each one's odds normalised, or Eq. 4 as printed.
     interpolation : {'linear', 'catmull-rom'}
         How 'blended' weighs labelled sections.
+    label_flow : bool
+        Whether 'blended' carries the two neighbours' labels towards each other by what registration left between them.
     rho : float
         LogOdds per mm; 0: ``rho_scale / spread`` for 'blended', else the paper's 21.
     sigma : float
@@ -51,6 +55,7 @@ class FusionOptions:
     sigma: float = 20.0
     alpha: float = 1.0
     clip_mm: float = 1.0
+    label_flow: bool = True
 
 
 @dataclass
@@ -79,6 +84,8 @@ class SectionFusion:
         Between sections; None: they lie alike already.
     rho_scale : float
         rho is this over `spread`; see `fit_rho`. Unit: LogOdds per mm, times sqrt(mm).
+    flows : dict of (int, int) to Tensor
+        Those of `flow` that were found before; others are found when they are asked for.
     """
 
     images: NDArray[np.float32]
@@ -90,6 +97,7 @@ class SectionFusion:
     device: str = "cpu"
     warps: SectionWarps | None = None
     rho_scale: float = math.nan
+    flows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of_stack(cls, images: Volume, annotations: SectionLabels, options: FusionOptions, device: str) -> SectionFusion:
@@ -159,6 +167,9 @@ class SectionFusion:
         atlases = self.atlases(z)
         warps = [self.displacement(z, a).cpu().numpy() for a, _ in atlases]
         looked_at: list[Any] = []
+        neighbours = self.neighbours(z)
+        if self.options.label_flow and self.options.fusion == "blended" and len(neighbours) == 2:
+            looked_at = [f.cpu().numpy() for f in (self.flow(*neighbours), self.displacement(*neighbours))]
         if self.options.fusion != "blended":  # these compare grey levels, and decay with distance
             looked_at = [(self.images[a], float(self.positions[a] - self.positions[z])) for a, _ in atlases]
         return [self.images[z], *atlases, *(self.labels[a] for a, _ in atlases), *warps, *looked_at]
@@ -168,18 +179,62 @@ class SectionFusion:
         return sorted({0, *(s for a, _ in self.atlases(z, left_out) for s in self.distances(a)[0])})
 
     def blended_distances(self, z: int, left_out: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Warped distances (N, L, Y, X), their weights (N,) and where each atlas covers the section (N, Y, X)."""
+        """Warped distances (N, L, Y, X), their weights (N,) and where each covers the section (N, Y, X)."""
         structures = self.structures(z, left_out)
-        warped, covered = [], []
-        for atlas, _ in self.atlases(z, left_out):
-            present, known = self.distances(atlas)
-            distances = known.new_full((len(structures), *known.shape[1:]), -self.options.clip_mm)
-            distances[[structures.index(s) for s in present]] = known
-            displacement = self.displacement(z, atlas)
-            warped.append(warp(distances[None], displacement, self.spacing)[0])
+        warped, covered, weights = [], [], []
+        for atlas, weight, displacement in self._shares(z, left_out):
+            warped.append(warp(self._distances_to(atlas, structures)[None], displacement, self.spacing)[0])
             covered.append(covers(displacement, self.spacing)[0, 0])
-        weights = torch.tensor([w for _, w in self.atlases(z, left_out)], device=self.device)
-        return torch.stack(warped), weights, torch.stack(covered)
+            weights.append(weight)
+        return torch.stack(warped), torch.tensor(weights, device=self.device), torch.stack(covered)
+
+    def _distances_to(self, atlas: int, structures: Sequence[int]) -> Tensor:
+        """Signed distances on a labelled section to structures of which it may lack some, (L, Y, X)."""
+        present, known = self.distances(atlas)
+        distances = known.new_full((len(structures), *known.shape[1:]), -self.options.clip_mm)
+        distances[[structures.index(s) for s in present]] = known
+        return distances
+
+    def _shares(self, z: int, left_out: int | None) -> list[tuple[int, float, Tensor]]:
+        """Labelled sections, with what weight and through which displacement each speaks for `z`.
+
+        With a flow the linear share of the two neighbours goes along it; what a cubic has beyond that, which bends the
+        course of a border, stays where registration alone carries it.
+        """
+        plain = [(a, w, self.displacement(z, a)) for a, w in self.atlases(z, left_out)]
+        neighbours = self.neighbours(z, left_out)
+        if not (self.options.label_flow and self.options.fusion == "blended" and len(neighbours) == 2):
+            return plain
+        before, after = neighbours
+        gap = float(self.positions[after] - self.positions[before])
+        t = float(self.positions[z] - self.positions[before]) / gap
+        velocity = self.flow(before, after)
+        back, on = (follow(velocity, share, self.shape, self.spacing) for share in (-t, 1 - t))
+        start = self.displacement(z, before)
+        onward = compose(compose(start, on, self.spacing), self.displacement(before, after), self.spacing)
+        linear = {before: 1 - t, after: t}
+        beyond = [(a, w - linear.get(a, 0.0), displacement) for a, w, displacement in plain]
+        along = [(before, 1 - t, compose(start, back, self.spacing)), (after, t, onward)]
+        return along + [share for share in beyond if abs(share[1]) > SMALLEST_SHARE]
+
+    def flow(self, before: int, after: int) -> Tensor:
+        """What registration leaves between two labelled sections, seen from the first: (1, 2, y, x), mm.
+
+        See `limner.registration.label_flow.label_velocity`.
+        """
+        if (before, after) not in self.flows:
+            structures = sorted({*self.distances(before)[0], *self.distances(after)[0]})
+            fixed, moving = (self._distances_to(a, structures) for a in (before, after))
+            moved = warp(moving[None], self.displacement(before, after), self.spacing)[0]
+            self.flows[before, after] = label_velocity(fixed, moved, self.spacing, self.options.clip_mm)
+        return self.flows[before, after]
+
+    def flow_pairs(self) -> list[tuple[int, int]]:
+        """Pairs whose `flow` is asked for: neighbours, and those around a labelled section that is left out."""
+        if not self.options.label_flow or self.options.fusion != "blended":
+            return []
+        pairs = {(a, b) for step in (1, 2) for a, b in zip(self.labelled, self.labelled[step:], strict=False)}
+        return sorted(pairs)
 
     def displacement(self, z: int, atlas: int) -> Tensor:
         """From section `z` to a labelled section, (1, 2, Y, X), mm."""

@@ -95,6 +95,7 @@ class Method:
                 seconds=0.5,
                 iterations=2,
                 structures=structures,
+                areas=np.stack([(labels[z] == structures[:, None, None]).sum(axis=(1, 2)) + i for i in (-1, 0, 1)]),
                 probabilities=(labels[z] == structures[:, None, None]).astype(np.float16)
                 if options["keep_probabilities"]
                 else None,
@@ -385,6 +386,8 @@ def test_a_volume_comes_out_whole(data: Path, method: Method, capsys: pytest.Cap
         "labels.nii.gz",
         "uncertainty.nii.gz",
         "structures.csv",
+        "areas.csv",
+        "volumes.csv",
         "report.html",
         "run.json",
     }
@@ -398,6 +401,19 @@ def test_a_volume_comes_out_whole(data: Path, method: Method, capsys: pytest.Cap
     assert uncertainty.dtype == np.float32
     assert uncertainty[0, 0, 1] == np.float32(0.1)
     assert "3,Pons,255,0,0" in (out / "structures.csv").read_text()
+
+    pixel = SPACING[1] * SPACING[2]
+    with (out / "areas.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["name"] == "Pons"]
+    assert [int(row["section"]) for row in rows] == [z for z in range(len(array)) if (array[z] == 3).any()]
+    for row in rows:
+        likeliest, low, high = (float(row[name]) for name in ("area_mm2", "low_mm2", "high_mm2"))
+        assert likeliest == pytest.approx((array[int(row["section"])] == 3).sum() * pixel, rel=1e-4)
+        spread = 0 if row["labelled"] == "1" else pixel
+        assert (high - likeliest, likeliest - low) == pytest.approx((spread, spread), abs=1e-4)
+    with (out / "volumes.csv").open(newline="") as file:
+        volume = {row["index"]: float(row["volume_mm3"]) for row in csv.DictReader(file)}
+    assert volume["3"] == pytest.approx((array == 3).sum() * np.prod(SPACING), rel=1e-3)
 
     values = record(data)
     assert values["status"] == "complete"

@@ -356,7 +356,7 @@ def test_what_cannot_be_trained_on_is_refused(sections):
 
 
 def test_the_number_of_steps_follows_the_device(sections):
-    assert settle(sections, Settings()).steps == 500
+    assert settle(sections, Settings()).steps == 1500
     assert settle(sections, Settings(), "cuda").steps == 10_000
     assert settle(sections, Settings(steps=3), "cuda").steps == 3
 

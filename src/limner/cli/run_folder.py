@@ -15,6 +15,7 @@ RESULTS = (
     *(
         "labels",
         "uncertainty",
+        "areas",
         "probabilities",
         "heat_maps",
         "cells",

@@ -11,7 +11,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from limner.annotations import SectionLabels
-from limner.completion import Completion
+from limner.completion import Completion, Size, areas, volumes
 from limner.io import default_table, read_table, write_result, write_table
 from limner.io.sections import centre_slices
 from limner.metrics.pixels import StackScore
@@ -28,7 +28,8 @@ def write_results(
     ----------
     folder : Path
         Where to write ``labels`` and ``uncertainty`` (in the format of the images), ``structures`` (in the format of
-        `label_table`, else CSV), ``report.html`` and, where the completion kept them, ``probabilities``.
+        `label_table`, else CSV), ``areas.csv``, ``volumes.csv``, ``report.html`` and, where the completion kept them,
+        ``probabilities``.
     images : Volume
         The sections; gives format and geometry.
     completion : Completion
@@ -41,6 +42,7 @@ def write_results(
     write_result(folder, "labels", completion.labels.labels, images)
     write_result(folder, "uncertainty", completion.uncertainty, images)
     _write_structures(folder, completion.labels, label_table)
+    write_sizes(folder, images, completion)
     if any(result.probabilities is not None for result in completion.sections.values()):
         write_probabilities(folder / "probabilities", images, completion)
     write_stack_report(folder / "report.html", report)
@@ -81,6 +83,35 @@ def _write_structures(folder: Path, labels: LabelMap, label_table: Path | None) 
         return
     given, table_format = read_table(label_table)
     write_table(folder / f"structures{label_table.suffix}", {**table, **given}, table_format)
+
+
+def write_sizes(folder: Path, images: Volume, completion: Completion) -> None:
+    """Write ``areas.csv``, a row for each structure on each section, and ``volumes.csv``, a row for each structure.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing one.
+    images : Volume
+        The sections; gives their names.
+    completion : Completion
+        Areas are in mm2, volumes in mm3, each with the ends of its interval of 90 %.
+    """
+
+    def cells(size: Size) -> tuple[object, ...]:
+        numbers = (f"{value:.6g}" for value in (size.likeliest, size.fewest, size.most))
+        return size.structure, completion.labels.name_of(size.structure), *numbers
+
+    with (folder / "areas.csv").open("w", newline="", encoding="utf-8") as handle:
+        rows = csv.writer(handle, lineterminator="\n")
+        rows.writerow(("section", "z_mm", "labelled", "index", "name", "area_mm2", "low_mm2", "high_mm2"))
+        for z, sizes in areas(completion).items():
+            place = (images.section_names[z], f"{images.space.section_positions[z]:.6g}")
+            rows.writerows((*place, int(z not in completion.sections), *cells(size)) for size in sizes)
+    with (folder / "volumes.csv").open("w", newline="", encoding="utf-8") as handle:
+        rows = csv.writer(handle, lineterminator="\n")
+        rows.writerow(("index", "name", "volume_mm3", "low_mm3", "high_mm3"))
+        rows.writerows(cells(size) for size in volumes(completion))
 
 
 def write_probabilities(folder: Path, images: Volume, completion: Completion) -> None:

@@ -16,8 +16,8 @@ membranes that fade.
 Departures, with what they gained (docs/benchmarks.md):
 
 - Sections are brought to mean 0 and deviation 1 each, so that contrast may change from one to the next.
-- Batch normalisation, Adam and a rate that falls along a cosine: a training of ten minutes. The paper's is `--optimiser
-  sgd --rate 0.01 --decay-steps 2000 --patch 480`.
+- Batch normalisation, Adam and a rate that falls along a cosine: a training of half an hour. The paper's is
+  `--optimiser sgd --rate 0.01 --decay-steps 2000 --patch 480`.
 - Noise is added in training, for exposure differs between sections too, and sections noisier than those trained on are
   smoothed until they are no longer: without it a model of even sections loses most membranes of noisy ones.
 - w_f is chosen together with smoothing and the depth below which basins are one, for the best V_rand at the threshold
@@ -86,7 +86,7 @@ class Settings:
     auxiliary: float = 1.0
     """w_c: weight of the auxiliary classifiers at first; falls to 0 through training. 0: none (paper: no value)."""
     steps: int = 0
-    """Gradient steps; 0: 500, on a GPU 10,000 (paper: 2 to 3 hours on a GPU of 2015)."""
+    """Gradient steps; 0: 1,500, on a GPU 10,000 (paper: 2 to 3 hours on a GPU of 2015)."""
     batch: int = 4
     """Patches a step."""
     patch: int = 256
@@ -452,7 +452,7 @@ def settle(sections: Sequence[TracedSection], settings: Settings, device: str = 
     traced = [float(section.membrane.mean()) for section in sections]
     if not 0 < np.mean(traced) < 1:
         raise ValueError("fit(): the labels hold membrane alone, or none; give both")
-    return replace(settings, steps=settings.steps or (10_000 if device.startswith("cuda") else 500))
+    return replace(settings, steps=settings.steps or (10_000 if device.startswith("cuda") else 1500))
 
 
 # ---- from an image to membranes -----------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -53,7 +53,7 @@ from torch.nn import functional as F
 from limner.annotations import SectionLabels
 from limner.augmentation import Augmentation, augment
 from limner.calibration import first_within_one_standard_error, held_out_sections, temperature_scaling
-from limner.completion import Completion, SectionResult, assemble
+from limner.completion import Completion, SectionResult, assemble, pixels_between
 from limner.parallel import chosen_device, side_by_side
 from limner.pixel_classifier import (
     ClassifierOptions,
@@ -69,7 +69,7 @@ from limner.section_fusion import FusionOptions, SectionFusion
 from limner.volume import Volume
 
 Progress = Callable[[str, int, int], None]
-ALGORITHM = 1  # raised with every change that alters results: stages stored before it are then made anew
+ALGORITHM = 2  # raised with every change that alters results: stages stored before it are then made anew
 LOWEST = {  # of each number in Settings; HIGHEST is the same for all
     **{"network_pixels": 1, "training_steps": 1, "local_steps": 0, "iterations": 0, "m_steps": 0, "seed": 0},
     **{"stiffness": 0, "rho": 0, "sigma": 1e-3, "alpha": 0, "clip_mm": 1e-6, "placement": 0},
@@ -97,6 +97,8 @@ class Settings:
     """Blend signed distances along z, or mix two atlases with each one's odds normalised, or as the paper's Eq. 4."""
     interpolation: Literal["linear", "catmull-rom"] = "catmull-rom"
     """How 'blended' fusion interpolates along z: two labelled sections or up to four."""
+    label_flow: bool = True
+    """Let 'blended' fusion carry the neighbours' labels towards each other by what registration left between them."""
     rho: float = 0.0
     """LogOdds per mm of signed distance (paper: 21). 0: for 'blended' fitted on left-out sections, else 21."""
     sigma: float = 20.0
@@ -435,6 +437,7 @@ class Model:
             labels=structures[best.cpu().numpy()].astype(np.int32),
             uncertainty=(1 - confidence).clamp(0, 1).cpu().numpy(),
             structures=structures,
+            areas=pixels_between(probabilities.cpu().numpy()),
             probabilities=probabilities.half().cpu().numpy() if keep_probabilities else None,
             objective=history,
             entropy_before=entropy_before,
@@ -627,12 +630,15 @@ def complete(
     check(images, annotations)
     device = chosen_device(device)
     options = FusionOptions(**{n: getattr(settings, n) for n in FusionOptions.__dataclass_fields__})
+    if settings.method == "network":
+        options = replace(options, label_flow=False)  # nothing is fused
     fusion = SectionFusion.of_stack(images, annotations, options, device)
     if not annotations.unlabelled:
         return assemble(annotations, {}, {}, {}, ())
     seconds: dict[str, float] = {}
     with _timed(seconds, "registration"):
         fusion.warps = _registered(fusion, settings, store, report)
+        fusion.flows = _flows(fusion, settings, jobs, store, report)
     with _timed(seconds, "fit"):
         model, calibration, key = fit(settings, fusion, tissues, store, report)
     with _timed(seconds, "sections"):
@@ -696,6 +702,26 @@ def _registered(
     return SectionWarps.from_arrays(stored(store, "registration", key, registered))
 
 
+def _flows(
+    fusion: SectionFusion, settings: Settings, jobs: int, store: Store | None, report: Progress
+) -> dict[tuple[int, int], Tensor]:
+    """`SectionFusion.flow` of every pair that fitting and fusing will ask for."""
+
+    def one(pair: tuple[int, int]) -> Tensor:
+        before, after = pair
+        registered = fusion.displacement(before, after).cpu().numpy()
+        key = content_key(ALGORITHM, fusion.spacing, settings.clip_mm, *(fusion.labels[a] for a in pair), registered)
+        name = f"flow-{before:04}-{after:04}"
+        arrays = stored(store, name, key, lambda: {"velocity": fusion.flow(before, after).cpu().numpy()})
+        return torch.from_numpy(arrays["velocity"]).to(fusion.device)
+
+    return side_by_side(fusion.flow_pairs(), one, _jobs(fusion.device, jobs), partial(report, "labels"))
+
+
+def _jobs(device: str, asked: int) -> int:
+    return 1 if device != "cpu" else asked or os.cpu_count() or 1
+
+
 def _completed(
     model: Model,
     unlabelled: Sequence[int],
@@ -713,8 +739,7 @@ def _completed(
             stored(store, f"section-{z:04}", key, lambda: model.complete_section(z, keep_probabilities).to_arrays())
         )
 
-    jobs = 1 if fusion.device != "cpu" else jobs or os.cpu_count() or 1
-    return side_by_side(unlabelled, one, jobs, partial(report, "sections"))
+    return side_by_side(unlabelled, one, _jobs(fusion.device, jobs), partial(report, "sections"))
 
 
 def _notes(model: Model, annotations: SectionLabels) -> tuple[str, ...]:

@@ -201,11 +201,11 @@ def _start(fixed: Tensor, moving: Tensor, spacing: Spacing2D, start: Start, max_
     return affine.refine(small_fixed, small_moving, everywhere, step, matrix, rigid=start == "rigid")
 
 
-def _roughness(velocity: Tensor) -> Tensor:
+def roughness(velocity: Tensor, of_size: float = 0.01) -> Tensor:
     """Mean squared gradient of a field in pixels, and a little of its size so that empty regions stay; (B,)."""
     along_y, along_x = velocity.diff(dim=2).square(), velocity.diff(dim=3).square()
     size = velocity.square().mean(dim=(1, 2, 3))
-    return along_y.mean(dim=(1, 2, 3)) + along_x.mean(dim=(1, 2, 3)) + 0.01 * size
+    return along_y.mean(dim=(1, 2, 3)) + along_x.mean(dim=(1, 2, 3)) + of_size * size
 
 
 def _velocity(fixed: Tensor, moving: Tensor, weights: Tensor, spacing: Spacing2D, options: Options) -> Tensor:
@@ -223,7 +223,7 @@ def _velocity(fixed: Tensor, moving: Tensor, weights: Tensor, spacing: Spacing2D
         for _ in range(options.steps):
             pixels = base + smooth(free)
             moved = warp(m, exponential(pixels * unit, step_mm, 5), step_mm)
-            loss = local_correlation_loss(f, moved, w, options.window) + options.stiffness * _roughness(pixels)
+            loss = local_correlation_loss(f, moved, w, options.window) + options.stiffness * roughness(pixels)
             optimiser.zero_grad()
             loss.sum().backward()
             optimiser.step()
