@@ -44,7 +44,7 @@ from limner.methods.membranes import (
 from limner.metrics.neurites import LOWER_IS_BETTER, MapScore, score_maps
 from limner.model_file import read_model
 from limner.run_record import content_key, machine, package_versions
-from limner.section_grey import with_noise_at_most
+from limner.section_grey import Smoothed, smoothing_to
 
 DATA = Path(os.environ.get("LIMNER_DATA", "../shared/data")) / "em_isbi2012"
 TRAINED, TESTED = range(15), range(15, 20)
@@ -186,8 +186,10 @@ def scored(
 
 def quiet(one: TracedSection, noise: float) -> TracedSection:
     """A section no noisier than those trained on."""
-    image = with_noise_at_most(one.image, noise)
-    return TracedSection(np.asarray(image[0 : image.shape[0], 0 : image.shape[1]]), one.membrane)
+    smoothing = smoothing_to(one.image, noise)
+    if not smoothing.sigma:
+        return one
+    return TracedSection(Smoothed(one.image, smoothing)[:, :], one.membrane)
 
 
 def in_numbers(score: MapScore) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from scipy import ndimage
 from limner.section_grey import (
     LARGEST_SIGMA,
     SAMPLED,
+    Quieted,
     Smoothed,
+    Smoothing,
     grey_statistics,
     margin_level,
     relative_noise,
     sigma_for,
-    with_noise_at_most,
+    smoothing_to,
 )
 
 
@@ -71,20 +73,24 @@ def test_a_margin_has_no_say_in_the_noise():
     assert relative_noise(np.full((50, 60), 7)) == 0
 
 
-def test_noise_is_brought_down_to_what_is_known():
+@pytest.mark.parametrize(("sigma", "wanted"), [(10.0, 0.05), (60.0, 0.3)])
+def test_noise_is_brought_down_to_what_is_known(sigma, wanted):
+    image = noisy(blobs(0), sigma)
+    smoothing = smoothing_to(image, wanted)
+    found, structures = (Smoothed(x, smoothing)[:, :] for x in (image, blobs(0)))
+    assert (found - structures).std() / found.std() == pytest.approx(wanted, rel=0.1)
+
+
+def test_noise_that_is_known_or_unknown_is_left():
     image = noisy(blobs(0), 10.0)
-    found = with_noise_at_most(image, 0.05)
-    assert isinstance(found, Smoothed)
-    left = found[0:400, 0:500] - Smoothed(blobs(0), found.sigma)[0:400, 0:500]
-    assert left.std() == pytest.approx(0.05 * image.std(), rel=0.1)
-    assert with_noise_at_most(image, 0.5) is image
-    assert with_noise_at_most(image, 0.0) is image
-    assert with_noise_at_most(image, float("nan")) is image
+    for noise in (0.5, 0.2, 0.0, float("nan")):  # .24 is within the scatter of sections that have .2
+        assert smoothing_to(image, noise).sigma == 0
+    assert smoothing_to(image, 1e-3).sigma == LARGEST_SIGMA
 
 
 def test_any_part_of_a_smoothed_section_is_that_of_the_whole():
     image = noisy(blobs(0, (90, 70)), 20.0)
-    smooth = Smoothed(image, 1.3)
+    smooth = Smoothed(image, Smoothing(1.3))
     whole = ndimage.gaussian_filter(image.astype(np.float32), 1.3, radius=6)
     np.testing.assert_allclose(smooth[0:90, 0:70], whole, rtol=1e-5)
     for rows, columns in ((slice(0, 20), slice(50, 70)), (slice(31, 64), slice(3, 9)), (slice(80, 90), slice(0, 70))):
@@ -92,12 +98,36 @@ def test_any_part_of_a_smoothed_section_is_that_of_the_whole():
     assert smooth.shape == (90, 70)
 
 
-def test_a_margin_keeps_its_level_when_smoothed():
-    image = np.zeros((80, 90))
-    image[20:60, 20:70] = noisy(blobs(0, (40, 50)), 20.0).clip(1)
-    smooth = Smoothed(image, 1.0, margin_level(image))[0:80, 0:90]
-    assert (smooth[image == 0] == 0).all()
-    assert (smooth[image != 0] != 0).all()
+@pytest.mark.parametrize("level", [0, 255])
+def test_a_margin_keeps_its_level_and_nothing_of_it_comes_in(level):
+    """Saturated pixels within the section are smoothed like the others."""
+    section = noisy(blobs(0, (40, 50)), 20.0)
+    section[4::9, 3::7] = level
+    image = np.full((80, 90), float(level))
+    image[20:60, 20:70] = section
+    smooth = Smoothed(image, Smoothing(1.0, margin_level(image)))
+    whole = smooth[:, :]
+    outside = np.ones(image.shape, bool)
+    outside[20:60, 20:70] = False
+    assert (whole[outside] == level).all()
+    alone = ndimage.gaussian_filter(section, 1.0, mode="constant", radius=4)
+    alone /= ndimage.gaussian_filter(np.ones(section.shape), 1.0, mode="constant", radius=4)
+    np.testing.assert_allclose(whole[20:60, 20:70], alone, rtol=1e-4)
+    np.testing.assert_allclose(smooth[15:31, 60:77], whole[15:31, 60:77], rtol=1e-5)
+
+
+def test_a_section_is_read_for_its_noise_when_its_pixels_are_asked_for():
+    image, asked = noisy(blobs(0), 10.0), []
+
+    def find():
+        asked.append(1)
+        return smoothing_to(image, 0.05)
+
+    quieted = Quieted(image, find)
+    assert quieted.shape == image.shape and not asked
+    np.testing.assert_array_equal(quieted[3:9, 4:20], Smoothed(image, quieted.smoothing)[3:9, 4:20])
+    np.testing.assert_array_equal(Quieted(image, Smoothing)[3:9, 4:20], image[3:9, 4:20])
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.25, 0.15])

@@ -18,7 +18,7 @@ from limner.calibration import best_scale, mean_log_loss
 from limner.distances import signed_distances
 from limner.intensity import to_8_bit
 from limner.label_fusion import Interpolation, atlas_log_weights, blend, fuse, interpolation_weights
-from limner.registration.label_flow import follow, label_velocity
+from limner.registration.label_flow import Options, few, follow, label_velocity
 from limner.registration.section_warps import SectionWarps
 from limner.registration.warp import compose, covers, warp
 from limner.volume import Volume
@@ -224,9 +224,9 @@ class SectionFusion:
         """
         if (before, after) not in self.flows:
             structures = sorted({*self.distances(before)[0], *self.distances(after)[0]})
-            fixed, moving = (self._distances_to(a, structures) for a in (before, after))
-            moved = warp(moving[None], self.displacement(before, after), self.spacing)[0]
-            self.flows[before, after] = label_velocity(fixed, moved, self.spacing, self.options.clip_mm)
+            maps = few(torch.stack([self._distances_to(a, structures) for a in (before, after)]), Options().most)
+            moved = warp(maps[1:], self.displacement(before, after), self.spacing)[0]
+            self.flows[before, after] = label_velocity(maps[0], moved, self.spacing, self.options.clip_mm)
         return self.flows[before, after]
 
     def flow_pairs(self) -> list[tuple[int, int]]:
@@ -234,7 +234,7 @@ class SectionFusion:
         if not self.options.label_flow or self.options.fusion != "blended":
             return []
         pairs = {(a, b) for step in (1, 2) for a, b in zip(self.labelled, self.labelled[step:], strict=False)}
-        return sorted(pairs)
+        return sorted((a, b) for a, b in pairs if b - a > 1)
 
     def displacement(self, z: int, atlas: int) -> Tensor:
         """From section `z` to a labelled section, (1, 2, Y, X), mm."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ BAND = 512  # rows of a section that are read at once for them
 PARTS, PART = 3, 256  # so many parts along either side, of so many pixels, tell the noise
 NOISIER = 1.25  # times the noise that is known; less is within the scatter of sections of one stack
 LARGEST_SIGMA = 2.0  # pixels: more would smooth membranes away
+MOST_NOISE = 0.99  # of a section's deviation
 REACH = 4  # deviations after which a Gaussian is cut
+STRIP = 5  # pixels: a margin is nowhere narrower
 
 
 def grey_statistics(image: Image) -> tuple[float, float]:
@@ -96,50 +99,26 @@ def relative_noise(image: Image) -> float:
 
 
 @dataclass(frozen=True)
-class Smoothed:
-    """A section under a Gaussian: pixels are read with what the filter needs around them, so that any part is exact.
-
-    The margin of a section keeps its level.
+class Smoothing:
+    """How a section is smoothed.
 
     Parameters
     ----------
-    image : array-like
-        Grey, shape (Y, X).
     sigma : float
-        Of the Gaussian, pixels.
+        Deviation of the Gaussian, pixels; 0: not at all.
     level : float or None
-        Of its margin.
+        Grey level of the section's margin, which has no part in it.
     """
 
-    image: Image
-    sigma: float
+    sigma: float = 0.0
     level: float | None = None
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(Y, X)."""
-        return self.image.shape
 
-    def __getitem__(self, region: tuple[slice, slice]) -> NDArray[np.float32]:
-        """Pixels of some rows and columns, smoothed."""
-        reach = math.ceil(REACH * self.sigma)
-        read, kept = [], []
-        for span, n in zip(region, self.shape[:2], strict=True):
-            start, stop, _ = span.indices(n)
-            read.append(slice(max(0, start - reach), min(n, stop + reach)))
-            kept.append(slice(start - read[-1].start, stop - read[-1].start))
-        pixels = np.asarray(self.image[read[0], read[1]])
-        smooth = ndimage.gaussian_filter(pixels.astype(np.float32), self.sigma, radius=reach)
-        if self.level is not None:
-            smooth[pixels == self.level] = self.level
-        found: NDArray[np.float32] = smooth[kept[0], kept[1]]
-        return found
+def smoothing_to(image: Image, noise: float) -> Smoothing:
+    """What takes the noise of a section that is clearly noisier than `noise` down to it.
 
-
-def with_noise_at_most(image: Image, noise: float) -> Image:
-    """A section as it is, or, where clearly noisier than the sections that a model knows, smoothed to their noise.
-
-    White noise is taken for granted: where neighbouring pixels share their noise, more of it stays.
+    By a Gaussian of up to `LARGEST_SIGMA` pixels; more noise than that takes away stays. White noise is taken for
+    granted: where neighbouring pixels share theirs, more of it stays, too.
 
     Parameters
     ----------
@@ -150,8 +129,83 @@ def with_noise_at_most(image: Image, noise: float) -> Image:
     """
     found = relative_noise(image) if noise > 0 else 0.0
     if not 0 < NOISIER * noise < found:
-        return image
-    return Smoothed(image, sigma_for(noise / found), margin_level(image))
+        return Smoothing(0.0)
+    # over the deviation of what is no noise, which smoothing leaves
+    wanted, there = (n / math.sqrt(1 - n**2) for n in (min(noise, MOST_NOISE), min(found, MOST_NOISE)))
+    return Smoothing(sigma_for(min(1.0, wanted / there)), margin_level(image))
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """A section under a Gaussian: pixels are read with what the filter needs around them, so that any part is exact.
+
+    A margin keeps its level, and nothing of it comes into the section.
+
+    Parameters
+    ----------
+    image : array-like
+        Grey, shape (Y, X).
+    smoothing : Smoothing
+        With a sigma above 0.
+    """
+
+    image: Image
+    smoothing: Smoothing
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(Y, X)."""
+        return self.image.shape
+
+    def __getitem__(self, region: tuple[slice, slice]) -> NDArray[np.float32]:
+        """Pixels of some rows and columns, smoothed."""
+        sigma, level = self.smoothing.sigma, self.smoothing.level
+        radius = math.ceil(REACH * sigma)
+        reach = radius + 2 * STRIP  # what decides whether the outermost of them are margin
+        read, kept = [], []
+        for span, n in zip(region, self.shape[:2], strict=True):
+            start, stop, _ = span.indices(n)
+            read.append(slice(max(0, start - reach), min(n, stop + reach)))
+            kept.append(slice(start - read[-1].start, stop - read[-1].start))
+        pixels = np.asarray(self.image[read[0], read[1]]).astype(np.float32)
+        inside = np.ones(pixels.shape, bool)
+        if level is not None:  # single pixels of that level belong to the section
+            inside = ~ndimage.binary_opening(pixels == level, np.ones((STRIP, STRIP)))
+        weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma, radius=radius)
+        smooth = ndimage.gaussian_filter(np.where(inside, pixels, 0), sigma, radius=radius) / np.maximum(weight, 1e-6)
+        found: NDArray[np.float32] = np.where(inside, smooth, pixels)[kept[0], kept[1]]
+        return found
+
+
+@dataclass(frozen=True)
+class Quieted:
+    """A section as it is or smoothed: which of the two is found when its pixels are first asked for.
+
+    Parameters
+    ----------
+    image : array-like
+        Grey, shape (Y, X).
+    find : callable
+        Gives the smoothing.
+    """
+
+    image: Image
+    find: Callable[[], Smoothing]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(Y, X)."""
+        return self.image.shape
+
+    @cached_property
+    def smoothing(self) -> Smoothing:
+        """As `find` gives it, once."""
+        return self.find()
+
+    def __getitem__(self, region: tuple[slice, slice]) -> NDArray[Any]:
+        """Pixels of some rows and columns."""
+        seen = Smoothed(self.image, self.smoothing) if self.smoothing.sigma else self.image
+        return np.asarray(seen[region])
 
 
 def sigma_for(share: float) -> float:

@@ -379,14 +379,14 @@ def test_a_margin_counts_for_nothing(trained, unseen):
 def test_a_noisier_section_is_smoothed_to_the_noise_of_those_trained_on(tmp_path, trained, unseen):
     noisy = unseen.image + np.random.default_rng(0).normal(0, 60, unseen.image.shape)
     quieter = trained.seen(noisy)
-    assert quieter.sigma > 0.5
+    assert quieter.smoothing.sigma > 0.5
     expected = membrane_map(trained.network, quieter[0 : noisy.shape[0], 0 : noisy.shape[1]])
     small = Options(window=64)
     for matched, wanted in ((True, expected), (False, membrane_map(trained.network, noisy))):
         store = Store(tmp_path / str(matched))
         found = segment([noisy, unseen.image], trained, store, ["a", "b"], options=small, match_noise=matched)
         np.testing.assert_allclose(found.maps[0], wanted, atol=1e-4)
-        assert found.smoothed == ((quieter.sigma if matched else 0.0), 0.0)
+        assert found.smoothed == ((quieter.smoothing.sigma if matched else 0.0), 0.0)
     right = [((p > 0.5) == unseen.membrane).mean() for p in (expected, membrane_map(trained.network, noisy))]
     assert right[0] > right[1]
 
@@ -534,6 +534,11 @@ def test_a_model_read_again_finds_the_same(tmp_path, sections, trained, unseen):
     again = from_model(file)
     assert (again.settings, again.fusion, again.um_per_px) == (trained.settings, trained.fusion, 0.004)
     assert again.noise == trained.noise == known_noise(sections) > 0
+    noisier = replace(trained, settings=replace(trained.settings, noise=0.7))
+    assert from_model(to_model(noisier, {})).settings.noise == 0.7
+    unknown = to_model(trained, {})
+    old = {name: value for name, value in unknown.settings.items() if name != "known_noise"}
+    assert from_model(replace(unknown, settings=old)).noise == 0
     assert file.record == {"sections": 2}
     assert not again.network.training
     found, expected = (membrane_map(model.network, unseen.image) for model in (again, trained))

@@ -63,7 +63,8 @@ class MembranesSegment:
     averaging: Averaging = field(default_factory=Averaging)
     """What probabilities are a mean of."""
     match_noise: bool = True
-    """Smooth sections that are noisier than those that the model was trained on, until they are no longer."""
+    """Smooth sections that are clearly noisier than those that the model was trained on down to their noise, by a
+    Gaussian of up to 2 pixels."""
     spacing: Annotated[Spacing, arg(help_behavior_hint="(default: from IMAGES)")] = ()
     """Distance between sections, then pixels along y and x, in mm; for areas and volumes alone."""
     section_axis: SectionAxis = "z"
@@ -223,10 +224,10 @@ def _notes_on_noise(smoothed: Sequence[float]) -> tuple[str, ...]:
     sigmas = [sigma for sigma in smoothed if sigma]
     if not sigmas:
         return ()
+    ends = sorted({f"{min(sigmas):.1f}", f"{max(sigmas):.1f}"})
     return (
-        f"{len(sigmas)} of {len(smoothed)} sections are noisier than those that the model was trained on and were "
-        f"smoothed, by a Gaussian of {min(sigmas):.1f} to {max(sigmas):.1f} pixels; --no-match-noise leaves them as "
-        "they are.",
+        f"Noisier than those that the model was trained on and smoothed by a Gaussian of {' to '.join(ends)} pixels: "
+        f"{len(sigmas)} of {len(smoothed)} sections; --no-match-noise leaves them as they are.",
     )
 
 
@@ -238,7 +239,7 @@ def new_record(command: MembranesSegment, given: Inputs, command_line: Sequence[
         "algorithm": ALGORITHM,
         "model": model,
         **dataclasses.asdict(command.averaging),
-        "match_noise": command.match_noise,
+        "match_noise": command.match_noise and given.model.noise > 0,
         "section_axis": command.section_axis,
     }
     cells = command.cells or command.link_sections

@@ -349,9 +349,9 @@ def own_codes(scan: AlignedScan, prior: Prior, model: ImageModel, inference: Inf
         mean = nn.Parameter(mean)
         optimiser = torch.optim.Adam([mean], CODE_RATE)
         for _ in range(inference.own_steps):
-            log_f = prior.network.decoder(mean, log_location)
-            loss = explain_loss(log_f, (mean, log_variance), part, model.means, model.sigmas, inference.bound)
-            optimiser.zero_grad()
+            with torch.enable_grad():
+                log_f = prior.network.decoder(mean, log_location)
+                loss = explain_loss(log_f, (mean, log_variance), part, model.means, model.sigmas, inference.bound)
             (mean.grad,) = torch.autograd.grad(loss, [mean])  # the decoder's weights stay without one
             optimiser.step()
         means.append(mean.detach())

@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -51,14 +52,15 @@ from limner.model_file import ModelFile
 from limner.networks.contextual import ContextualNetwork
 from limner.networks.symmetry_average import SymmetryAverage
 from limner.networks.tiled_unet import TiledUNet
-from limner.run_record import Store
+from limner.run_record import Store, stored
 from limner.section_grey import (
-    Smoothed,
+    Quieted,
+    Smoothing,
     grey_statistics,
     margin_level,
     relative_noise,
+    smoothing_to,
     standardised,
-    with_noise_at_most,
 )
 from limner.section_maps import SectionMaps, make_maps
 from limner.tiles import Tile
@@ -220,8 +222,8 @@ class Model:
     noise: float = 0.0
 
     def seen(self, image: Image) -> Image:
-        """A section as the network is to see it: no noisier than those it was trained on."""
-        return with_noise_at_most(image, self.noise)
+        """A section as the network is to see it: no noisier than those it was trained on, see `smoothing_to`."""
+        return Quieted(image, lambda: smoothing_to(image, self.noise))
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -577,7 +579,7 @@ def segment(
     store : Store
         Where tiles are kept: those that are there are not computed again.
     keys : sequence of str
-        For each section what its map depends on: image, model, averaging.
+        For each section what its map depends on: image, model, averaging, `match_noise`.
     averaging : Averaging, optional
         Over symmetries and crops.
     options : Options, optional
@@ -593,11 +595,19 @@ def segment(
     -------
     Segmentation
     """
-    images = [model.seen(image) for image in images] if match_noise else images
+
+    def kept(z: int) -> Smoothing:
+        found = stored(store, f"noise-{z:05}", keys[z], lambda: _as_arrays(smoothing_to(images[z], model.noise)))
+        return Smoothing(float(found["sigma"]), float(found["level"]) if "level" in found else None)
+
+    seen = [Quieted(image, partial(kept, z) if match_noise else Smoothing) for z, image in enumerate(images)]
     averaged = (averaging or Averaging()).of(model.network)
-    maps = make_maps(averaged, images, keys, store, MEMBRANE, options or Options(), standardised, progress)
-    smoothed = tuple(image.sigma if isinstance(image, Smoothed) else 0.0 for image in images)
-    return Segmentation(maps, model.fusion, least_cell, smoothed)
+    maps = make_maps(averaged, seen, keys, store, MEMBRANE, options or Options(), standardised, progress)
+    return Segmentation(maps, model.fusion, least_cell, tuple(image.smoothing.sigma for image in seen))
+
+
+def _as_arrays(smoothing: Smoothing) -> dict[str, NDArray[Any]]:
+    return {name: np.asarray(value) for name, value in vars(smoothing).items() if value is not None}
 
 
 def levelled(probability: NDArray[np.float32], contours: NDArray[np.bool_], w_f: float) -> NDArray[np.float32]:
@@ -668,7 +678,7 @@ def choose_fusion(
 
 def to_model(model: Model, record: Mapping[str, Any]) -> ModelFile:
     """A trained network with its settings, fusion and training record, to be written to a file."""
-    about = {**asdict(model.settings), "fusion": asdict(model.fusion), "noise": model.noise}
+    about = {**asdict(model.settings), "fusion": asdict(model.fusion), "known_noise": model.noise}
     return ModelFile(TASK, model.network.state_dict(), about, model.um_per_px, record)
 
 
@@ -682,7 +692,7 @@ def from_model(file: ModelFile) -> Model:
     """
     about = dict(file.settings)
     try:
-        fusion, noise = Fusion(**about.pop("fusion")), float(about.pop("noise", 0.0))
+        fusion, noise = Fusion(**about.pop("fusion")), float(about.pop("known_noise", 0.0))
         settings = Settings(**about)
         settings.check()
         network = build(settings)

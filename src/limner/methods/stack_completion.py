@@ -17,6 +17,7 @@ Departures, each a setting (what each gained stands in docs/benchmarks.md):
 
 - Fusion blends signed distances along z, carried along registrations chained from section to section, over four
   labelled sections; their scale rho is fitted on left-out labelled sections. ``fusion='printed'`` is the paper's Eq. 4.
+- What the chain leaves between two labelled sections is found from their labels and shared out on the way (label flow).
 - The default network is a small U-Net on sections reduced to `network_pixels`, which also sees where a pixel lies.
   Local training and the M-step move its last layer only, on features computed once.
 - GEM's prior is centred on the weights that local training arrived at, so that the network keeps what it learnt from
@@ -98,7 +99,8 @@ class Settings:
     interpolation: Literal["linear", "catmull-rom"] = "catmull-rom"
     """How 'blended' fusion interpolates along z: two labelled sections or up to four."""
     label_flow: bool = True
-    """Let 'blended' fusion carry the neighbours' labels towards each other by what registration left between them."""
+    """Let 'blended' fusion carry the neighbours' labels towards each other by what registration left between them;
+    not with 'direct' registration, whose fields do not add up along the way."""
     rho: float = 0.0
     """LogOdds per mm of signed distance (paper: 21). 0: for 'blended' fitted on left-out sections, else 21."""
     sigma: float = 20.0
@@ -630,8 +632,8 @@ def complete(
     check(images, annotations)
     device = chosen_device(device)
     options = FusionOptions(**{n: getattr(settings, n) for n in FusionOptions.__dataclass_fields__})
-    if settings.method == "network":
-        options = replace(options, label_flow=False)  # nothing is fused
+    if settings.method == "network" or settings.registration == "direct":
+        options = replace(options, label_flow=False)  # nothing is fused; it goes along the chain between labels
     fusion = SectionFusion.of_stack(images, annotations, options, device)
     if not annotations.unlabelled:
         return assemble(annotations, {}, {}, {}, ())
@@ -709,13 +711,15 @@ def _flows(
 
     def one(pair: tuple[int, int]) -> Tensor:
         before, after = pair
+        if store is None:
+            return fusion.flow(before, after)
         registered = fusion.displacement(before, after).cpu().numpy()
         key = content_key(ALGORITHM, fusion.spacing, settings.clip_mm, *(fusion.labels[a] for a in pair), registered)
         name = f"flow-{before:04}-{after:04}"
         arrays = stored(store, name, key, lambda: {"velocity": fusion.flow(before, after).cpu().numpy()})
         return torch.from_numpy(arrays["velocity"]).to(fusion.device)
 
-    return side_by_side(fusion.flow_pairs(), one, _jobs(fusion.device, jobs), partial(report, "labels"))
+    return side_by_side(fusion.flow_pairs(), one, _jobs(fusion.device, jobs), partial(report, "label flow"))
 
 
 def _jobs(device: str, asked: int) -> int:

@@ -45,8 +45,8 @@ class Options:
         So many maps are compared; of more structures, as many random sums, which keep distances.
     """
 
-    pixels: int = 136
-    steps: int = 30
+    pixels: int = 68
+    steps: int = 15
     step_size: float = 0.3
     stiffness: float = 3.0
     most: int = 32
@@ -82,7 +82,7 @@ def label_velocity(
     """
     options = options or Options()
     shape = (fixed.shape[1], fixed.shape[2])
-    maps = _few(torch.stack([fixed, moving]) / clip_mm, options.most)
+    maps = few(torch.stack([fixed, moving]), options.most) / clip_mm
     velocity = fixed.new_zeros(1, 2, 1, 1)
     finest = max(1.0, max(shape) / options.pixels)
     for shrink in (2 * finest, finest):
@@ -93,15 +93,16 @@ def label_velocity(
         base = resize_displacement(velocity, level) / unit
         free = torch.zeros_like(base, requires_grad=True)
         optimiser = torch.optim.Adam([free], lr=options.step_size)
-        for _ in range(options.steps):
-            pixels = base + smooth(free)
-            half = pixels * unit / 2
-            there, back = exponential(half, step_mm, SQUARINGS), exponential(-half, step_mm, SQUARINGS)
-            unlike = (warp(f, back, step_mm) - warp(m, there, step_mm)).square().sum(dim=1).mean()
-            loss = unlike + options.stiffness * roughness(pixels, OF_SIZE).sum()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+        with torch.enable_grad():
+            for _ in range(options.steps):
+                pixels = base + smooth(free)
+                half = pixels * unit / 2
+                there, back = exponential(half, step_mm, SQUARINGS), exponential(-half, step_mm, SQUARINGS)
+                unlike = (warp(f, back, step_mm) - warp(m, there, step_mm)).square().sum(dim=1).mean()
+                loss = unlike + options.stiffness * roughness(pixels, OF_SIZE).sum()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
         velocity = ((base + smooth(free)) * unit).detach()
     return velocity
 
@@ -134,8 +135,11 @@ def _step(shape: tuple[int, int], spacing: Spacing2D, level: tuple[int, int]) ->
     return spacing[0] * shape[0] / level[0], spacing[1] * shape[1] / level[1]
 
 
-def _few(maps: Tensor, most: int) -> Tensor:
-    """Maps (2, L, Y, X) as they are, or `most` random sums of them whose squared differences are alike on average."""
+def few(maps: Tensor, most: int) -> Tensor:
+    """Maps (2, L, Y, X) as they are, or `most` random sums of them whose squared differences are alike on average [2]_.
+
+    Always the same sums, so that warping before and after are alike.
+    """
     structures = maps.shape[1]
     if structures <= most:
         return maps
