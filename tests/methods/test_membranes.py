@@ -381,7 +381,7 @@ def test_a_noisier_section_is_smoothed_to_the_noise_of_those_trained_on(tmp_path
     quieter = trained.seen(noisy)
     assert quieter.smoothing.sigma > 0.5
     expected = membrane_map(trained.network, quieter[0 : noisy.shape[0], 0 : noisy.shape[1]])
-    small = Options(window=64)
+    small = Options(window=128)
     for matched, wanted in ((True, expected), (False, membrane_map(trained.network, noisy))):
         store = Store(tmp_path / str(matched))
         found = segment([noisy, unseen.image], trained, store, ["a", "b"], options=small, match_noise=matched)

@@ -600,7 +600,8 @@ def segment(
         found = stored(store, f"noise-{z:05}", keys[z], lambda: _as_arrays(smoothing_to(images[z], model.noise)))
         return Smoothing(float(found["sigma"]), float(found["level"]) if "level" in found else None)
 
-    seen = [Quieted(image, partial(kept, z) if match_noise else Smoothing) for z, image in enumerate(images)]
+    known = match_noise and model.noise > 0
+    seen = [Quieted(image, partial(kept, z) if known else Smoothing) for z, image in enumerate(images)]
     averaged = (averaging or Averaging()).of(model.network)
     maps = make_maps(averaged, seen, keys, store, MEMBRANE, options or Options(), standardised, progress)
     return Segmentation(maps, model.fusion, least_cell, tuple(image.smoothing.sigma for image in seen))
