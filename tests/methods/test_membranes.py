@@ -387,8 +387,6 @@ def test_a_noisier_section_is_smoothed_to_the_noise_of_those_trained_on(tmp_path
         found = segment([noisy, unseen.image], trained, store, ["a", "b"], options=small, match_noise=matched)
         np.testing.assert_allclose(found.maps[0], wanted, atol=1e-4)
         assert found.smoothed == ((quieter.smoothing.sigma if matched else 0.0), 0.0)
-    right = [((p > 0.5) == unseen.membrane).mean() for p in (expected, membrane_map(trained.network, noisy))]
-    assert right[0] > right[1]
 
 
 def test_what_lies_on_a_margin_is_no_cell(trained):
