@@ -75,9 +75,10 @@ def label_velocity(
 
     Examples
     --------
-    >>> x = torch.linspace(-1, 1, 64).expand(64, 64)
-    >>> velocity = label_velocity(x[None], x[None] + 0.2, (0.03, 0.03), 1.0)  # the border lies .2 further left
-    >>> bool(velocity[0, 1, 32, 32] < -0.1)
+    >>> x = torch.linspace(-2, 2, 64).expand(64, 64)  # from a border between two structures, mm
+    >>> fixed, moving = (torch.stack([d, -d]).clamp(-1, 1) for d in (x, x + 0.2))  # .2 mm further left
+    >>> velocity = label_velocity(fixed, moving, (0.06, 0.06), 1.0)
+    >>> bool(-0.2 < velocity[0, 1, 32, 32] < -0.1)
     True
     """
     options = options or Options()
