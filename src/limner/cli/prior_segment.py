@@ -44,13 +44,8 @@ from limner.volume import Label, LabelTable
 
 NONE = "(default: none)"
 ALGORITHM = 2  # raised whenever the same settings give other results
-OF_RESULTS = (
-    "own_steps",
-    "refine",
-    "bias_order",
-    "draws",
-    "samples",
-)  # settings that what is learned from the scans is free of
+# settings that what is learned from the scans is free of
+OF_RESULTS = ("own_steps", "refine", "bias_order", "draws", "samples")
 
 
 @dataclass(frozen=True)
