@@ -18,8 +18,8 @@ Departures, with what they gained (docs/benchmarks.md):
 - Sections are brought to mean 0 and deviation 1 each, so that contrast may change from one to the next.
 - Batch normalisation, Adam and a rate that falls along a cosine: a training of half an hour. The paper's is
   `--optimiser sgd --rate 0.01 --decay-steps 2000 --patch 480`.
-- Noise is added in training, for exposure differs between sections too, and sections noisier than those trained on are
-  smoothed until they are no longer: without it a model of even sections loses most membranes of noisy ones.
+- Noise is added in training, for exposure differs between sections too, and sections clearly noisier than those trained
+  on are smoothed down to their noise: without both, a model of even sections loses most membranes of noisy ones.
 - w_f is chosen together with smoothing and the depth below which basins are one, for the best V_rand at the threshold
   0.5 of p_f / (1 - w_f), cut at 1 (`levelled`), so that the map needs no tuned threshold.
 
@@ -222,7 +222,7 @@ class Model:
     noise: float = 0.0
 
     def seen(self, image: Image) -> Image:
-        """A section as the network is to see it: no noisier than those it was trained on, see `smoothing_to`."""
+        """A section as the network is to see it: smoothed where it is clearly noisier than those it was trained on."""
         return Quieted(image, lambda: smoothing_to(image, self.noise))
 
 
