@@ -47,7 +47,7 @@ from limner.methods.anatomical_prior import (
 )
 from limner.metrics.pixels import dice
 from limner.model_file import read_model
-from limner.registration.template import Template, find_brain, make_template, paint
+from limner.registration.template import Template, find_brain, make_template
 from limner.registration.volume_affine import Alignment, align, align_labels, read_alignment
 from limner.registration.volume_transform import covered, resample
 from limner.run_record import content_key, machine, package_versions
@@ -256,15 +256,14 @@ def structures() -> tuple[Merging, Merging]:
 
 
 def mouse(n_scans: int) -> Problem:
-    """Ten animals give label maps, five scans; the template is painted from the label map of median volume."""
+    """Ten animals give label maps, five scans; the template is the scan of median brain, whose labels take no part."""
     images = sorted((DATA / "mouse_mri/images").glob("*.nii.gz"))
     maps = [DATA / "mouse_mri/labels" / path.name for path in images[MAPS_OF_MICE]]
-    read_maps = [read_label_volume(path) for path in maps]
-    merging = each_label({int(n) for m in read_maps for n in m.present})
-    middle = sorted(read_maps, key=lambda m: int((m.labels > 0).sum()))[len(maps) // 2]
-    shades = {label: 0.2 + 0.8 * (7 * i % 37) / 37 for i, label in enumerate(middle.present)}
-    template = make_template(Volume(paint(middle, shades), middle.space), SPACING_MM["mouse"])
-    scans = placed([p for p in images if p.name not in {m.name for m in maps}][:n_scans], template)
+    merging = each_label({int(n) for path in maps for n in read_label_volume(path).present})
+    of_others = [path for path in images if path.name not in {m.name for m in maps}]
+    by_size = sorted((read(path) for path in of_others), key=lambda scan: int(find_brain(scan.pixels).sum()))
+    template = make_template(by_size[len(by_size) // 2], SPACING_MM["mouse"])
+    scans = placed(of_others[:n_scans], template)
     truths = [
         merging.to_classes(read_label_volume(DATA / "mouse_mri/labels" / name, scan.volume).labels)
         for name, scan in scans.items()
