@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -190,8 +191,13 @@ def test_one_that_does_not_align_is_skipped(
     assert record_of(output)["images"]["s6"] == {"problem": error}
     assert "upside down" in (output / "report.html").read_text()
     assert run(scans, model_file) == 3
+    kept = labels_in(output)
     aligner.fails_above = 0.0
     assert run(scans, model_file, out="none") == 2
+    assert not (scans.parent / "none").exists()
+    shutil.rmtree(output / ".resume")
+    assert run(scans, model_file, "--own-steps", "1") == 2  # what an earlier run gave stays
+    assert labels_in(output) == kept
 
 
 def test_scans_that_cannot_be_used(

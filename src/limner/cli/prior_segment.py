@@ -471,6 +471,8 @@ def _finish(batch: Batch, folder: RunFolder, running: RunRecord, found: Mapping[
     problems = {name: result for name, result in found.items() if isinstance(result, str)}
     results = {name: result for name, result in found.items() if isinstance(result, Result)}
     if not results:
+        if not any("files" in entry for entry in running.images.values()):
+            folder.withdraw()  # so that nothing stands in the way of a run with other settings
         return 2
     images = {name: batch.scans[name].path for name in results}
     for name, entry in running.images.items():  # of an earlier run with the same model

@@ -187,6 +187,13 @@ class RunFolder:
         write_record(self.path / RECORD, running)
         return running
 
+    def withdraw(self) -> None:
+        """Take back a run that gave nothing: its record and stages go, and the folder where nothing else is in it."""
+        (self.path / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(self.path / ".resume", ignore_errors=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def note(self, record: RunRecord) -> None:
         """Write the record as it is."""
         write_record(self.path / RECORD, record)
