@@ -60,9 +60,7 @@ FACE = 0.2  # a face of a scan is cut where it shows this share of the largest p
 LEAST_SEEN = 0.3  # share of the template's brain that a scan shows
 LEAST_OVERLAP = 0.8  # Dice of the brains; aligned scans have .93 and more
 LEAST_INFORMATION = 0.01  # of the template's entropy; human T1 .11, with much noise .07, flat T2 of mice .02, noise 0
-BETTER = (
-    1.5  # another orientation than the header's is taken where it fits so much better; by chance flat images do 1.2
-)
+BETTER = 1.5  # another orientation than the header's is taken where it fits so much better; 1.2 is chance
 WORSE = 0.9  # a level that leaves less than this share of the fit it began with is undone
 LEVELS = (4, 4, 2, 2, 1)  # shrink factors of the template's grid; each begins with long steps anew
 LONGEST_STEP, SHORTEST_STEP = 2.0, 0.01  # in voxels of the template's grid
