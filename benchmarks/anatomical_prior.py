@@ -3,12 +3,13 @@
     python benchmarks/anatomical_prior.py [--data human mouse] [--scans N] [--steps N] [--out FILE]
 
 `human`: the 15 scans of `human_t1` with the 20 label maps of `human_labelmaps`, aligned to `human_template` at 2 mm, 12
-structures with left and right together. Rows for each scan: the location prior alone after affine alignment; EM with
-that prior; the decoder's likeliest labels (the paper's result); these refined; both again with codes found for each
-scan anew, which is the default; and the last four with the paper's own
-decoder, with its bound, and on scans whose contrast is inverted. `mouse`: label maps of ten animals of `mouse_mri`,
-scans of five others, 37 structures. The scans' labels are for the score alone. Dice is on each scan's own grid; the two
-human protocols draw borders differently, so it cannot reach 1.
+structures with left and right together; all that holds fluid is one tissue (`--tissues`). Rows for each scan: the
+location prior alone after affine alignment; EM with that prior, each structure a tissue of its own and with the fluid;
+the decoder's likeliest labels (the paper's result); these refined, by the decoder alone and tempered by the location
+prior; all that again with codes found for each scan anew, of which the last is the default; and from the decoder on
+without tissues, with the paper's own decoder, with its bound, and on scans whose contrast is inverted. `mouse`: label
+maps of ten animals of `mouse_mri`, scans of five others, 37 structures, no tissues. The scans' labels are for the score
+alone. Dice is on each scan's own grid; the two human protocols draw borders differently, so it cannot reach 1.
 
 Alignments and trained models are kept in bench-out/anatomical_prior, and a stopped run goes on with the first row that
 is missing. Seconds are those of one processor core. Reads LIMNER_DATA (default ../shared/data).
@@ -43,6 +44,7 @@ from limner.methods.anatomical_prior import (
     in_brain,
     own_codes,
     refinement,
+    tempered,
     to_model,
 )
 from limner.metrics.pixels import dice
@@ -64,6 +66,7 @@ OTHERS = {
 SPACING_MM = {"human": 2.0, "mouse": 0.2}
 MAPS_OF_MICE = slice(0, 10)
 PAPER = {"bends": False, "coarse": 0}
+FLUID = ("background", "lateral ventricles (with inferior horns)", "cerebrospinal fluid")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Problem:
         Classes of each scan on its own grid, those of `merging` that are scored.
     scored : tuple of int
         Classes whose Dice is told.
+    tissues : list of int or None
+        The tissue of each class.
     """
 
     template: Template
@@ -85,6 +90,12 @@ class Problem:
     scans: dict[str, AlignedScan]
     truths: list[NDArray[np.integer]]
     scored: tuple[int, ...]
+    tissues: list[int] | None = None
+
+    @property
+    def of_labels(self) -> torch.Tensor:
+        """The tissue of each class; its own where there are none."""
+        return torch.tensor(self.tissues or list(range(len(self.merging.names))))
 
 
 def main() -> None:
@@ -123,9 +134,13 @@ def default(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]]
     for name, scan, truth in each(problem):
         location = in_brain(prior.location, prior, scan)
         yield row(problem, "location prior", name, location, scan, truth)
-        began = time.process_time()
-        found = refinement(location, scan, Inference())[0](location)
-        yield row(problem, "location prior, EM", name, found, scan, truth, seconds=time.process_time() - began)
+        own = torch.arange(len(problem.merging.names))
+        for what, tissues in (("EM", own), ("EM with tissues", problem.of_labels)):
+            if what == "EM" or problem.tissues:
+                began = time.process_time()
+                found = refinement(location, scan, Inference(), tissues)[0](location)
+                took = time.process_time() - began
+                yield row(problem, f"location prior, {what}", name, found, scan, truth, seconds=took)
     yield from explained(problem, prior, Inference(), "", {"prior_seconds": seconds})
 
 
@@ -133,6 +148,12 @@ def paper_decoder(problem: Problem, data: str, steps: int) -> Iterator[dict[str,
     """The paper's decoder: scores alone, at full size."""
     prior, seconds = trained(problem, data, Settings(steps=steps, **PAPER))
     yield from explained(problem, prior, Inference(), "the paper's decoder: ", {"prior_seconds": seconds})
+
+
+def no_tissues(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]]:
+    """Each structure a tissue of its own."""
+    prior, _ = trained(problem, data, Settings(steps=steps))
+    yield from explained(replace(problem, tissues=None), prior, Inference(), "no tissues: ", {})
 
 
 def bound(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]]:
@@ -153,7 +174,13 @@ def inverted(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]
     yield from explained(replace(problem, scans=scans), prior, Inference(), "inverted contrast: ", {})
 
 
-VARIANTS = {"default": default, "paper's decoder": paper_decoder, "paper's bound": bound, "inverted": inverted}
+VARIANTS = {
+    "default": default,
+    "no tissues": no_tissues,
+    "inverted": inverted,
+    "paper's decoder": paper_decoder,
+    "paper's bound": bound,
+}
 
 
 def turned_around(scan: AlignedScan) -> Volume:
@@ -171,7 +198,7 @@ def explained(
     With the codes that the encoder reads, and with each scan's own.
     """
     began = time.process_time()
-    model, losses = fit_encoder(list(problem.scans.values()), prior, inference)
+    model, losses = fit_encoder(list(problem.scans.values()), prior, inference, tissues=problem.tissues)
     more |= {"encoder_seconds": time.process_time() - began, "losses": [losses[0], losses[-1]]}
     for name, scan, truth in each(problem):
         for codes, steps in (("decoder", 0), ("decoder, own codes", inference.own_steps)):
@@ -179,9 +206,13 @@ def explained(
             found = decoder_alone(scan, prior, model, replace(inference, own_steps=steps))
             first = time.process_time() - began
             yield row(problem, f"{prefix}{codes}", name, found, scan, truth, seconds=first, **more)
-            found = refinement(found, scan, inference)[0](found)
-            took = time.process_time() - began
-            yield row(problem, f"{prefix}{codes}, refined", name, found, scan, truth, seconds=took, **more)
+            location = in_brain(prior.location, prior, scan)
+            for what, share in (("refined by itself", 0.0), ("refined", inference.location_share)):
+                began = time.process_time()
+                mixed = tempered(found, location, share)
+                result = refinement(mixed, scan, inference, problem.of_labels)[0](mixed)
+                took = first + time.process_time() - began
+                yield row(problem, f"{prefix}{codes}, {what}", name, result, scan, truth, seconds=took, **more)
 
 
 def decoder_alone(scan: AlignedScan, prior: Prior, model: ImageModel, inference: Inference) -> torch.Tensor:
@@ -237,7 +268,10 @@ def human(n_scans: int) -> Problem:
         truth.to_classes(read_label_volume(DATA / "human_t1/labels_2mm" / name, scan.volume).labels)
         for name, scan in scans.items()
     ]
-    return Problem(template, merging, aligned_maps(paths, merging, template), scans, truths, tuple(range(1, 13)))
+    tissues = [0 if name in FLUID else i for i, name in enumerate(merging.names)]
+    tissues = [sorted(set(tissues)).index(tissue) for tissue in tissues]
+    maps = aligned_maps(paths, merging, template)
+    return Problem(template, merging, maps, scans, truths, tuple(range(1, 13)), tissues)
 
 
 def structures() -> tuple[Merging, Merging]:

@@ -259,6 +259,27 @@ def test_a_model_that_was_kept_gives_the_same(
     assert {row["scan"] for row in rows} == {"t5", "s5", "s6", "s7"}
 
 
+def test_structures_of_one_tissue(
+    scans: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "tissues.csv"
+    table.write_text("structure,tissue\nbackground,fluid\n4,fluid\n")
+    model = tmp_path / "model.safetensors"
+    assert run(scans, model_file, "--tissues", str(table), "--save-model", str(model)) == 0
+    weights = read_model(model, TASK).weights
+    assert weights["tissues"].tolist() == [0, 1, 2, 0, 3]
+    assert weights["means"][0] == weights["means"][3]
+    capsys.readouterr()
+    assert run(scans, model_file) == 2  # another run
+    assert "differs in tissues" in capsys.readouterr().err
+    assert run(scans, model, "--tissues", str(table), out="other") == 2
+    assert "--tissues: " in capsys.readouterr().err
+    table.write_text("structure,tissue\nputamen,fluid\n")
+    assert run(scans, model_file, "--tissues", str(table), out="other") == 2
+    assert "names the structure 'putamen'" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_model_is_never_overwritten_unasked(
     scans: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

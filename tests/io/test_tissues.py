@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.io.tissues import read_tissues
+from limner.io.tissues import read_shared_tissues, read_tissues
 from limner.volume import Label
 
 TABLE = {3: Label("Pons", (1, 2, 3)), 200: Label("Medulla, left", (4, 5, 6)), 9: Label("Fornix", (7, 8, 9))}
@@ -48,3 +48,29 @@ def test_faults_are_named(tmp_path: Path, text: str, found: str) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing\.csv cannot be read"):
         read_tissues(tmp_path / "nothing.csv", TABLE, [3])
+
+
+NAMES, NUMBERS = ["background", "Cortex", "ventricle", "fluid"], [0, 3, 4, 24]
+
+
+def test_structures_that_share_a_tissue_and_others_that_do_not(tmp_path: Path) -> None:
+    path = write(tmp_path, "structure,tissue\n24,wet\ncortex,grey\n Ventricle ,wet\n0,wet\n")
+    assert read_shared_tissues(path, NAMES, NUMBERS) == [0, 1, 0, 0]
+    path = write(tmp_path, "structure,tissue\nbackground,wet\n24,wet\n")
+    assert read_shared_tissues(path, NAMES, NUMBERS) == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("structure;tissue\n3;1\n", "has no columns structure and tissue"),
+        (
+            "structure,tissue\nputamen,a\n",
+            "line 2 of .* names the structure 'putamen', which is none of background, Cortex",
+        ),
+        ("structure,tissue\n3,a\nCortex,b\n", "line 3 of .* names the structure 'Cortex' a second time"),
+    ],
+)
+def test_tables_of_shared_tissues_that_cannot_be_read(tmp_path: Path, text: str, found: str) -> None:
+    with pytest.raises(ValueError, match=found):
+        read_shared_tissues(write(tmp_path, text), NAMES, NUMBERS)

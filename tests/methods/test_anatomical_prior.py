@@ -25,6 +25,7 @@ from limner.methods.anatomical_prior import (
     refinement,
     segment,
     slices_of_scans,
+    tempered,
     to_model,
 )
 from limner.metrics.pixels import dice
@@ -39,6 +40,7 @@ SPACE = Space((24, 20, 28), (2.0, 2.0, 2.0), (-23.0, -19.0, -27.0))
 MERGING = Merging((("background", (0,)), ("shell", (3, 42)), ("core", (2,)), ("pit", (4,))))
 GREY = np.array([0.0, 90.0, 50.0, 140.0])
 SMALL = Settings(latent=8, width=8, levels=3, coarse=1, steps=120, batch=12, rate=3e-3, elastic=0.7)
+EACH = torch.arange(4)
 QUICK = Inference(warm_up=20, steps=60, batch=12, draws=2, bias_order=0)
 
 
@@ -132,9 +134,12 @@ def test_first_intensities_are_the_means_of_labels_that_place_decides():
     slices = Slices(torch.tensor([[[[2.0, 4.0, 9.0, 50.0]]]]), inside, 1 - inside, torch.zeros(1, dtype=torch.long))
     sure = torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 1.0]])[:, 1:]
     log_location = sure.clamp_min(1e-9).log().view(1, 2, 1, 4)
-    means, deviations = first_intensities(slices, log_location)
+    means, deviations = first_intensities(slices, log_location, torch.arange(2))
     assert means.tolist() == pytest.approx([3, 9], rel=1e-3)
     assert deviations.tolist() == pytest.approx([1, 0], abs=1e-2)
+    means, deviations = first_intensities(slices, log_location, torch.zeros(2, dtype=torch.long))
+    assert means.tolist() == pytest.approx([5], rel=1e-3)
+    assert deviations.tolist() == pytest.approx([math.sqrt(26 / 3)], rel=1e-3)
 
 
 def test_the_prior_learns_what_differs_between_subjects(prior):
@@ -157,7 +162,7 @@ def test_the_decoder_beats_the_location_prior_and_refining_beats_both(prior, exp
         truth = classes_of(size)[scan.brain]
         location = in_brain(prior.location, prior, scan)
         own = in_brain(next(decoded(prior, own_codes(scan, prior, model, QUICK), 0, 0)), prior, scan)
-        steps = (location, own, refinement(own, scan, QUICK)[0](own))
+        steps = (location, own, refinement(own, scan, QUICK, EACH)[0](own))
         scores.append([np.mean([dice(p.argmax(dim=0).numpy(), truth, n) for n in (1, 2, 3)]) for p in steps])
     location, own, ours = np.mean(scores, axis=0)
     assert losses[-1] < losses[0]
@@ -214,9 +219,54 @@ def test_shading_is_fitted(prior, template):
     truth = classes_of(5)[scan.brain]
     location = in_brain(prior.location, prior, scan)
     flat, bent = (
-        refinement(location, scan, replace(QUICK, bias_order=n))[0](location).argmax(dim=0).numpy() for n in (0, 2)
+        refinement(location, scan, replace(QUICK, bias_order=n), EACH)[0](location).argmax(dim=0).numpy()
+        for n in (0, 2)
     )
     assert np.mean(bent == truth) > np.mean(flat == truth) + 0.02
+
+
+def test_labels_of_one_tissue_share_its_posterior_as_the_prior_says(prior, template):
+    scan = placed(5, template)
+    location = in_brain(prior.location, prior, scan)
+    tissues = torch.tensor([0, 1, 0, 2])
+    found = refinement(location, scan, QUICK, tissues)[0](location)
+    torch.testing.assert_close(found.sum(dim=0), torch.ones(found.shape[1]))
+    torch.testing.assert_close(found[0] * location[2], found[2] * location[0])
+    apart = refinement(location, scan, QUICK, EACH)[0](location)
+    assert (apart[0] * location[2] - apart[2] * location[0]).abs().max() > 0.01
+
+
+def test_a_tissue_keeps_a_structure_from_taking_its_neighbour(template):
+    """The prior gives some of the core to the shell, of which no voxel is there: it takes on the core's grey level."""
+    classes = classes_of(5)
+    classes[classes == 1] = 2
+    pixels = np.array([0.0, 0.0, 90.0, 20.0])[classes] + np.random.default_rng(0).normal(0, 8, SPACE.shape)
+    volume = Volume(np.where(classes > 0, np.maximum(pixels, 1), 0).astype(np.float32), SPACE)
+    scan = place(volume, Alignment(AffineTransform(), 1.0, 1.0), template)
+    truth = torch.from_numpy(classes[scan.brain]).long()
+    f = torch.full((4, len(truth)), 0.02)
+    f[truth, torch.arange(len(truth))] = 0.94
+    rim = (truth == 2) & (torch.rand(len(truth), generator=torch.Generator().manual_seed(0)) < 0.1)
+    f[:, rim] = torch.tensor([0.01, 0.7, 0.28, 0.01])[:, None]
+    apart, shared = (refinement(f, scan, QUICK, torch.tensor(t))[0](f).argmax(dim=0) for t in (range(4), (0, 1, 2, 1)))
+    assert (apart[rim] == 1).float().mean() > 0.9
+    assert (shared[rim] == 2).float().mean() > 0.9
+
+
+def test_an_encoder_gives_labels_of_one_tissue_one_intensity(prior, template):
+    scans = [placed(size, template) for size in (2.5, 5.5)]
+    model, _ = fit_encoder(scans, prior, replace(QUICK, steps=4), tissues=[0, 1, 0, 2])
+    assert model.tissues.tolist() == [0, 1, 0, 2]
+    assert model.means[0] == model.means[2] and model.sigmas[0] == model.sigmas[2]
+    assert len({*model.means.tolist()}) == 3
+
+
+def test_tempering_goes_from_the_decoder_to_the_location_prior():
+    f, location = torch.tensor([[0.9], [0.1]]), torch.tensor([[0.2], [0.8]])
+    torch.testing.assert_close(tempered(f, location, 0.0), f)
+    torch.testing.assert_close(tempered(f, location, 1.0), location)
+    a, b = math.sqrt(0.9 * 0.2), math.sqrt(0.1 * 0.8)
+    torch.testing.assert_close(tempered(f, location, 0.5)[:, 0], torch.tensor([a, b]) / (a + b))
 
 
 def test_a_model_file_gives_the_same_segmentation(prior, explained, tmp_path):

@@ -23,6 +23,7 @@ from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
 from limner.cli.volume_files import ENDINGS, brain_of, companions, hash_volume, list_volumes, read_scan
 from limner.io import default_colour
+from limner.io.tissues import read_shared_tissues
 from limner.label_map_prior import Prior
 from limner.label_merging import Merging, read_merging
 from limner.methods.anatomical_prior import (
@@ -43,9 +44,9 @@ from limner.run_record import RunRecord, Store, content_key, differing_settings,
 from limner.volume import Label, LabelTable
 
 NONE = "(default: none)"
-ALGORITHM = 2  # raised whenever the same settings give other results
+ALGORITHM = 3  # raised whenever the same settings give other results
 # settings that what is learned from the scans is free of
-OF_RESULTS = ("own_steps", "refine", "bias_order", "draws", "samples")
+OF_RESULTS = ("own_steps", "refine", "location_share", "bias_order", "draws", "samples")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class PriorSegment:
     masks: Annotated[Path | None, arg(metavar="MASKS", help_behavior_hint=NONE)] = None
     """Where the brains are, above 0: a folder of volumes named as the scans, or a file for one scan. Without it a brain
     is what differs from the background, so scans must be without skull."""
+    tissues: Annotated[Path | None, arg(metavar="TABLE", help_behavior_hint=NONE)] = None
+    """CSV (structure,tissue): structures of one tissue are equally bright in the scans. Give at least what holds fluid
+    one tissue, background among it, for inside the brain that is fluid as well."""
     save_model: Annotated[Path | None, arg(metavar="MODEL", help_behavior_hint=NONE)] = None
     """Keep what was learned from the scans together with the prior, for other scans of this contrast; a file that ends
     in .safetensors, to be given as PRIOR."""
@@ -100,6 +104,7 @@ class PriorSegment:
         keep_freed_memory()
         folder = RunFolder(self.output)
         given = {"SCANS": self.scans, "PRIOR": self.prior, "--masks": self.masks, "--truth": self.truth}
+        given["--tissues"] = self.tissues
         folder.check_apart_from({argument: path for argument, path in given.items() if path is not None})
         batch = check_batch(self)
         record = new_record(self, batch, command_line)
@@ -157,6 +162,8 @@ class Batch:
         Why some of them cannot be used.
     truth : Truth
         To score with.
+    tissues : list of int or None
+        The tissue of each structure, where the user gave some.
     save_model : Path or None
         Where to keep what is learned.
     fit_key : str
@@ -172,6 +179,7 @@ class Batch:
     scans: Mapping[str, Scan]
     problems: Mapping[str, str]
     truth: Truth
+    tissues: list[int] | None
     save_model: Path | None
     fit_key: str
     device: str
@@ -210,11 +218,24 @@ def check_batch(command: PriorSegment) -> Batch:
     problems = _problems(scans)
     usable = sorted(keys[name] for name in scans if name not in problems)
     sha = hash_file(command.prior)
-    learned = sha if model is not None else content_key(sha, settings_of_fit(command.inference), usable)
+    tissues = _tissues(command, prior.merging, model)
+    learned = sha if model is not None else content_key(sha, settings_of_fit(command.inference), tissues, usable)
     fit_key = content_key(ALGORITHM, learned)
     _check_save(command, model, fit_key)
     truth = read_truth(command, paths, prior.merging)
-    return Batch(prior, model, file, command.inference, scans, problems, truth, command.save_model, fit_key, device)
+    options = command.inference, scans, problems, truth, tissues, command.save_model
+    return Batch(prior, model, file, *options, fit_key, device)
+
+
+def _tissues(command: PriorSegment, merging: Merging, model: ImageModel | None) -> list[int] | None:
+    """The tissue of each structure, where the user gave some."""
+    if command.tissues is None:
+        return None
+    if model is not None:
+        raise ValueError(
+            f"--tissues: {command.prior} was fitted to scans with tissues of its own; leave it out, or give the prior"
+        )
+    return read_shared_tissues(command.tissues, merging.names, merging.numbers)
 
 
 def settings_of_fit(inference: Inference) -> dict[str, Any]:
@@ -276,6 +297,7 @@ def new_record(command: PriorSegment, batch: Batch, command_line: Sequence[str])
     settings = {"algorithm": ALGORITHM, "prior": sha, "seed": batch.inference.seed}
     inputs = {"prior": {command.prior.name: sha}}
     if batch.model is None:  # all scans of the batch teach the encoder: with others it is another run
+        settings |= {"tissues": batch.tissues}
         settings |= {**settings_of_fit(batch.inference), "masks": None if masks is None else content_key(masks)}
         inputs["images"] = {scan.path.name: hash_volume(scan.path) for scan in batch.scans.values()}
     inputs["truth"] = {path.name: hash_volume(path) for path in batch.truth.files.values()}
@@ -371,7 +393,7 @@ def with_model(batch: Batch, folder: RunFolder, names: Sequence[str]) -> tuple[B
         read_model(kept, TASK).write(batch.save_model)
         print(f"Model: {batch.save_model}", file=sys.stderr)
     batch.prior.network.to(device)
-    moved = ImageModel(model.encoder.to(device), model.means.to(device), model.sigmas.to(device))
+    moved = ImageModel(model.encoder.to(device), *(v.to(device) for v in (model.means, model.sigmas, model.tissues)))
     return replace(batch, model=moved), failed
 
 
@@ -427,7 +449,8 @@ def _from_arrays(parts: Mapping[str, np.ndarray[Any, Any]]) -> Alignment:
 def fit_to(batch: Batch, scans: Sequence[AlignedScan], device: str) -> tuple[ImageModel, list[float]]:
     """Learn from the scans, and say how far it is."""
     with progress_on(sys.stderr) as report:
-        return fit_encoder(scans, batch.prior, batch.inference, device, lambda n, of: report("fit to scans", n, of))
+        tell = lambda n, of: report("fit to scans", n, of)  # noqa: E731
+        return fit_encoder(scans, batch.prior, batch.inference, device, tell, batch.tissues)
 
 
 def _segment_one(batch: Batch, folder: RunFolder, running: RunRecord, name: str) -> tuple[Result, RunRecord]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from limner.volume import LabelTable
+
+SHOWN = 12  # structures named in a message
 
 
 def read_tissues(path: str | Path, table: LabelTable, structures: Iterable[int]) -> dict[int, int]:
@@ -62,6 +64,57 @@ def read_tissues(path: str | Path, table: LabelTable, structures: Iterable[int])
         name = table[missing[0]].name if missing[0] in table else "label"
         raise ValueError(f"read_tissues(): {path} has no row for structure {missing[0]} ({name}); give each a tissue")
     return tissues
+
+
+def read_shared_tissues(path: str | Path, names: Sequence[str], numbers: Sequence[int]) -> list[int]:
+    """Read which structures are of one tissue, so that they show alike; those that are not named are each their own.
+
+    Parameters
+    ----------
+    path : str or Path
+        As of `read_tissues`; background may be given a tissue too, by its name or as 0.
+    names : sequence of str
+        Of the structures, background first; compared without regard to case.
+    numbers : sequence of int
+        Their numbers in files.
+
+    Returns
+    -------
+    list of int
+        The tissue of each structure, 0, 1, ... in the order in which they first occur.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or a row names an unknown structure or one a second time.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "tissues.csv")
+    ...     _ = file.write_text("structure,tissue\\nbackground,fluid\\n4,fluid\\n")
+    ...     read_shared_tissues(file, ["background", "cortex", "ventricle"], [0, 3, 4])
+    [0, 1, 0]
+    """
+    path = Path(path)
+    index_of = {str(number): i for i, number in enumerate(numbers)} | {name.lower(): i for i, name in enumerate(names)}
+    tissue_of: dict[int, str] = {}
+    for line, structure, tissue in _rows(path):
+        index = index_of.get(structure.lower())
+        if index is None:
+            known = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+            raise ValueError(
+                f"read_shared_tissues(): line {line} of {path} names the structure {structure!r}, which is none of "
+                f"{known}; give a name or a number of these"
+            )
+        if index in tissue_of:
+            raise ValueError(
+                f"read_shared_tissues(): line {line} of {path} names the structure {structure!r} a second time"
+            )
+        tissue_of[index] = tissue
+    number_of: dict[str | int, int] = {}
+    return [number_of.setdefault(tissue_of.get(i, i), len(number_of)) for i in range(len(names))]
 
 
 def _rows(path: Path) -> list[tuple[int, str, str]]:

@@ -12,13 +12,16 @@ which scans without labels are explained.
 | explaining scans, Eq. 12 to 14 | `fit_encoder`, `explain_loss` |
 | z of one scan, found anew from the encoder's | `own_codes` |
 | argmax of f(mu_z), samples, entropy | `decoded`, `segment` |
-| posterior with each voxel's own intensity | `refinement`; `limner.mixture_refinement` |
+| posterior with each voxel's own intensity | `tempered`, `refinement`; `limner.mixture_refinement` |
 
 Departures (docs/benchmarks.md has what was measured of them):
 
 - Labels given z are summed out exactly; `Inference.bound` is the paper's bound.
 - Each scan's codes are moved for some steps from what the encoder reads, which falls short of the best for each.
-- The result is refined by the voxel's own intensity, of which the paper's result knows nothing: folds come back.
+- The result is refined by the voxel's own intensity, of which the paper's result knows nothing: folds come back. There
+  the decoder, surer than it is right, is tempered by the location prior.
+- Structures may share a tissue and so mu and sigma, as in Puonti et al. 2016 [2]_: else the fluid around the brain, a
+  structure without a voxel that is surely its own, goes over to the grey level of the cortex beside it and takes it.
 - Outside the brain of a scan without skull the label is known to be background, and counts as such; inside it
   background is a tenth as likely when labels are read out.
 - sigma is learned for each label, never below the noise; the paper's is one for all.
@@ -31,6 +34,8 @@ References
 ----------
 .. [1] Dalca, Guttag, Sabuncu, "Anatomical priors in convolutional networks for unsupervised biomedical segmentation",
    CVPR 2018, https://doi.org/10.1109/CVPR.2018.00968
+.. [2] Puonti, Iglesias, Van Leemput, "Fast and sequence-adaptive whole-brain segmentation using parametric Bayesian
+   modeling", NeuroImage 143, 2016, https://doi.org/10.1016/j.neuroimage.2016.09.011
 """
 
 from __future__ import annotations
@@ -101,6 +106,8 @@ class Inference:
     """Steps in which each scan's codes are moved to explain it better than the encoder does; 0: none (paper)."""
     refine: bool = True
     """Use each voxel's own intensity under the decoder's prior, by EM for each scan."""
+    location_share: float = 0.5
+    """Power of the location prior beside the decoder's when refining, 0 to 1 (paper: 0)."""
     bias_order: int = 3
     """Highest degree of the polynomial that shading is fitted with."""
     draws: int = 5
@@ -113,6 +120,8 @@ class Inference:
     def check(self) -> None:
         """Raise ValueError for a setting that cannot be."""
         check_numbers(self, ("batch", "rate"))
+        if self.location_share > 1:
+            raise ValueError(f"--location-share: {self.location_share} is above 1; give 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -125,11 +134,14 @@ class ImageModel:
         From slices of an image to their codes.
     means, sigmas : Tensor
         Of each label, in the unit of `AlignedScan.image`, shape (L,).
+    tissues : Tensor of int
+        The tissue of each label, 0, 1, ..., shape (L,); those of one tissue have one mean and sigma.
     """
 
     encoder: Encoder
     means: Tensor
     sigmas: Tensor
+    tissues: Tensor
 
 
 @dataclass(frozen=True)
@@ -265,6 +277,7 @@ def fit_encoder(
     inference: Inference,
     device: str = "cpu",
     progress: Progress = lambda *_: None,
+    tissues: Sequence[int] | None = None,
 ) -> tuple[ImageModel, list[float]]:
     """Learn to read codes from scans of one contrast: minimise `explain_loss`, the decoder frozen.
 
@@ -280,6 +293,8 @@ def fit_encoder(
         Where to compute.
     progress : callable
         Called with steps done and steps in all.
+    tissues : sequence of int, optional
+        The tissue of each label, all of 0, 1, ... in use; else each label is a tissue of its own.
 
     Returns
     -------
@@ -301,7 +316,9 @@ def fit_encoder(
     noise = float(np.mean([scan.noise * scan.scale for scan in scans]))
     encoder = warm_up(slices, prior.network.encoder.architecture, max(noise, 0.1), inference, device, progress)
     log_location = prior.log_location.to(device)
-    means, spreads = (v.to(device) for v in first_intensities(slices, log_location))
+    of_labels = torch.arange(log_location.shape[1]) if tissues is None else torch.tensor(tissues)
+    means, spreads = (v.to(device) for v in first_intensities(slices, log_location, of_labels))
+    of_labels = of_labels.to(device)
     means, log_spreads = nn.Parameter(means), nn.Parameter(spreads.clamp_min(1e-2).log())
     decoder = prior.network.decoder.to(device).requires_grad_(False)
     optimiser = torch.optim.Adadelta(encoder.parameters(), inference.rate)
@@ -312,20 +329,22 @@ def fit_encoder(
         some = slices[_drawn(slices, inference, generator)].to(device)
         code = encoder(some.images)
         log_f = decoder(sample(code[0], code[1], generator), log_location[some.place])
-        loss = explain_loss(log_f, code, some, means, noise + log_spreads.exp(), inference.bound)
+        sigmas = noise + log_spreads.exp()
+        loss = explain_loss(log_f, code, some, means[of_labels], sigmas[of_labels], inference.bound)
         set_rate(optimiser, inference.rate * falling(step, inference.steps))
         of_intensities.zero_grad()
         losses.append(descend(optimiser, loss, step))
         of_intensities.step()
         progress(inference.warm_up + step + 1, inference.warm_up + inference.steps)
-    return ImageModel(encoder.eval(), means.detach(), (noise + log_spreads.exp()).detach()), losses
+    sigmas = (noise + log_spreads.exp()).detach()
+    return ImageModel(encoder.eval(), means.detach()[of_labels], sigmas[of_labels], of_labels), losses
 
 
-def first_intensities(slices: Slices, log_location: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each label's intensities under the location prior, each (L,)."""
-    size, sums, squares = torch.zeros(3, log_location.shape[1])
+def first_intensities(slices: Slices, log_location: Tensor, tissues: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each tissue's intensities under the location prior, each (T,); tissues of labels, (L,)."""
+    size, sums, squares = torch.zeros(3, int(tissues.max()) + 1)
     for image, inside, place in zip(slices.images[:, 0], slices.inside, slices.place, strict=True):
-        weights = (log_location[place].cpu().exp() * inside).flatten(1)
+        weights = summed_by_tissue((log_location[place].cpu().exp() * inside).flatten(1), tissues)
         size += weights.sum(dim=1)
         sums += weights @ image.flatten()
         squares += weights @ image.flatten() ** 2
@@ -378,10 +397,30 @@ def in_brain(maps: Tensor, prior: Prior, scan: AlignedScan) -> Tensor:
     return f / f.sum(dim=0)
 
 
+def tempered(f: Tensor, location: Tensor, share: float) -> Tensor:
+    """f^(1 - share) p_loc^share, normalised over labels: (L, N) and (L, N) to (L, N)."""
+    both = f ** (1 - share) * location**share
+    return both / both.sum(dim=0)
+
+
+def summed_by_tissue(p: Tensor, tissues: Tensor) -> Tensor:
+    """Probabilities of tissues from those of labels: (L, N) and the tissue of each label, (L,), to (T, N).
+
+    Examples
+    --------
+    >>> summed_by_tissue(torch.tensor([[0.2], [0.3], [0.5]]), torch.tensor([0, 1, 0]))
+    tensor([[0.7000],
+            [0.3000]])
+    """
+    return p.new_zeros(int(tissues.max()) + 1, *p.shape[1:]).index_add_(0, tissues, p)
+
+
 def refinement(
-    f: Tensor, scan: AlignedScan, inference: Inference
+    f: Tensor, scan: AlignedScan, inference: Inference, tissues: Tensor
 ) -> tuple[Callable[[Tensor], Tensor], tuple[float, ...]]:
     """From f(z) to p(s | x, z), proportional to f(z) Normal(x; g mu_s, sigma_s): the mixture is fitted to the scan.
+
+    Labels of one tissue share mu and sigma, so their share of the tissue's posterior is that which f gives them.
 
     Parameters
     ----------
@@ -391,6 +430,8 @@ def refinement(
         Its raw intensities.
     inference : Inference
         Order of the gain.
+    tissues : Tensor of int
+        The tissue of each label, shape (L,).
 
     Returns
     -------
@@ -402,8 +443,14 @@ def refinement(
     image = torch.from_numpy(scan.volume.pixels[scan.brain].astype(np.float32))
     places = positions_in(scan.brain)
     settings = MixtureSettings(order=inference.bias_order)
-    mixture, bound = fit_mixture(image, f.log(), places, scan.noise, settings)
-    return lambda other: posterior(image, other.log(), places, mixture), tuple(bound)
+    mixture, bound = fit_mixture(image, summed_by_tissue(f, tissues).log(), places, scan.noise, settings)
+
+    def refine(other: Tensor) -> Tensor:
+        of_tissues = summed_by_tissue(other, tissues)
+        found = posterior(image, of_tissues.log(), places, mixture)
+        return other * (found / of_tissues)[tissues]
+
+    return refine, tuple(bound)
 
 
 def segment(scan: AlignedScan, prior: Prior, model: ImageModel, inference: Inference) -> Found:
@@ -427,10 +474,14 @@ def segment(scan: AlignedScan, prior: Prior, model: ImageModel, inference: Infer
     draws = max(inference.draws, inference.samples)
     maps = decoded(prior, own_codes(scan, prior, model, inference), draws, inference.seed)
     every = (in_brain(f, prior, scan) for f in maps)
-    first, bound = next(every), tuple[float, ...]()
+    bound = tuple[float, ...]()
     refine: Callable[[Tensor], Tensor] = lambda f: f  # noqa: E731
     if inference.refine:
-        refine, bound = refinement(first, scan, inference)
+        location = in_brain(prior.location, prior, scan)
+        every = (tempered(f, location, inference.location_share) for f in every)
+    first = next(every)
+    if inference.refine:
+        refine, bound = refinement(first, scan, inference, model.tissues.cpu())
     p = refine(first)
     mean, labels = torch.zeros_like(p) if draws else p, [_likeliest(p)]
     sizes = [np.bincount(labels[0], minlength=len(p))]
@@ -466,7 +517,7 @@ def to_model(prior: Prior, record: dict[str, Any], model: ImageModel | None = No
     weights |= {"location": prior.location.half(), "template": torch.from_numpy(prior.template.pixels)}
     if model is not None:
         weights |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
-        weights |= {"means": model.means, "sigmas": model.sigmas}
+        weights |= {"means": model.means, "sigmas": model.sigmas, "tissues": model.tissues}
     settings = {
         **asdict(prior.settings),
         "structures": [[name, list(labels)] for name, labels in prior.merging.structures],
@@ -490,7 +541,9 @@ def from_model(file: ModelFile) -> tuple[Prior, ImageModel | None]:
         return prior, None
     encoder = Encoder(1, network.encoder.architecture).eval()
     encoder.load_state_dict(_of(file, "encoder"))
-    return prior, ImageModel(encoder, file.weights["means"], file.weights["sigmas"])
+    each = torch.arange(len(merging.names))  # as it was before labels could share a tissue
+    tissues = file.weights.get("tissues", each)
+    return prior, ImageModel(encoder, file.weights["means"], file.weights["sigmas"], tissues)
 
 
 def _of(file: ModelFile, part: str) -> dict[str, Tensor]:
