@@ -5,31 +5,67 @@ from limner.completion import (
     Completion,
     SectionResult,
     Size,
+    area_errors,
     areas,
+    common_deviation,
     pixels_between,
-    suggest_sections,
     volumes,
+    widest_errors,
 )
 from limner.space import Space
 from limner.volume import LabelMap
 
 
-def test_suggestions_are_uncertain_inside_structures_and_apart():
-    means = np.array([0.9, 0.1, 0.5, 0.6, 0.4, 0.2, 0.3, 0.0], dtype=np.float32)
-    labels = np.zeros((8, 2, 2), int)
-    labels[:, 0] = 5
-    uncertainty = np.where(labels > 0, means[:, None, None], 0)
-    uncertainty[5, 1] = 9.0  # background does not count
-    assert suggest_sections(uncertainty, labels, [0]) == (3, 6, 1)  # 0 is labelled; 2 and 4 lie beside 3, 5 beside 6
-    assert suggest_sections(uncertainty, labels, range(7)) == ()  # 7 is certain
-    assert suggest_sections(uncertainty, np.zeros_like(labels), [0]) == ()
+def test_common_deviation_is_that_of_pixels_that_err_as_one():
+    """One draw decides all pixels of a chance: the deviation of their sum is that of one times their number."""
+    draws = np.random.default_rng(0).random(200_000)
+    for chance, pixels in [(0.3, 7), (0.9, 20)]:
+        found = common_deviation(np.stack([np.full((1, pixels), chance), np.full((1, pixels), 1 - chance)]))
+        assert found == pytest.approx(np.std((draws < chance) * pixels), rel=0.01)
 
 
-def test_pixels_between_are_those_that_are_likely_enough():
-    """Columns are pixels; the interval of 90 % counts from .95 and from .05 on."""
+def test_pixels_that_are_all_but_sure_do_not_add_up():
+    chances = np.full((2, 100, 100), 0.00005)
+    chances[1] = 0.99995
+    assert common_deviation(chances).tolist() == [0, 0]
+    chances[:, 0, :4] = 0.5
+    np.testing.assert_allclose(common_deviation(chances), 4 * 0.5)
+
+
+def test_pixels_between_are_as_wide_as_asked_and_never_less_than_none():
     chances = np.array([[0.96, 0.94, 0.5, 0.04, 0.01], [0.03, 0.04, 0.3, 0.9, 0.02], [0.01, 0.02, 0.2, 0.06, 0.97]])
-    assert pixels_between(chances[:, None]).tolist() == [[1, 0, 1], [3, 1, 1], [3, 2, 3]]
-    assert pixels_between(chances[:, None], share=0.5).tolist() == [[2, 1, 1], [3, 1, 1], [3, 2, 1]]
+    deviation = np.sqrt(chances * (1 - chances)).sum(axis=1)  # 1.22, 1.29, 1.05
+    for width in (0.0, 1.0, 2.0, 9.0):
+        fewest, best, most = pixels_between(chances[:, None], width)
+        assert best.tolist() == [3, 1, 1]
+        np.testing.assert_array_equal(fewest, np.maximum(0, best - np.floor(width * deviation)))
+        np.testing.assert_array_equal(most, np.minimum(5, best + np.floor(width * deviation)))
+
+
+def test_area_errors_name_every_structure_that_is_there_or_may_be():
+    """0 is background; 2 may be there and is not; 4 is off by one; 6 was never possible; 8 is in no doubt and right."""
+    chances = np.array([[0.5, 0.6, 0.0, 0], [0.1, 0.2, 0, 0], [0.4, 0.2, 0, 0], [0, 0, 1.0, 1]])[:, None]
+    found = area_errors(chances, np.array([0, 2, 4, 8]), np.array([[4, 6, 8, 8]]))
+    assert found.tolist() == [0.0, pytest.approx(1 / (0.24**0.5 + 0.16**0.5)), np.inf, 0.0]
+
+
+def test_intervals_by_errors_hold_nine_of_ten_others():
+    """Errors in proportion to the spread, normal: half the width is 1.645 of their standard deviation."""
+    generator = np.random.default_rng(0)
+    spreads = generator.uniform(0.1, 1.0, 400)
+    errors = [np.abs(generator.normal(0, 0.4 * s, 10)) for s in spreads]
+    found = widest_errors(errors, spreads.tolist())
+    assert found == pytest.approx(0.4 * 1.645, rel=0.05)
+    others = [np.abs(generator.normal(0, 0.4 * s, 10)) <= found * s for s in spreads]
+    assert np.mean(others) == pytest.approx(0.9, abs=0.01)
+
+
+def test_errors_that_no_width_holds_count_but_do_not_make_it_endless():
+    known = [np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])]
+    assert widest_errors(known, [1.0]) == 9  # nine of ten, upwards
+    assert widest_errors([np.append(known[0][:6], [np.inf] * 3)], [1.0]) == 6
+    assert np.isnan(widest_errors([], []))
+    assert np.isnan(widest_errors([np.array([np.inf])], [1.0]))
 
 
 def completed():
@@ -46,7 +82,8 @@ def completed():
         1: result(1, [0, 1, 2], [[2, 0, 0], [3, 1, 0], [4, 2, 0]]),
         2: result(2, [0, 1, 2], [[1, 1, 0], [2, 1, 1], [3, 1, 2]]),
     }
-    return Completion(LabelMap(labels, space), np.zeros(labels.shape, np.float32), sections, (), {}, {}, ())
+    uncertainty = np.zeros(labels.shape, np.float32)
+    return Completion(LabelMap(labels, space), uncertainty, sections, np.zeros(4), (), {}, {}, ())
 
 
 def test_areas_of_each_section():
@@ -68,3 +105,22 @@ def test_volumes_take_half_the_way_to_either_neighbour():
     assert (one.fewest, one.most) == (pytest.approx(0.2 + 0 + 0.15), pytest.approx(0.2 + 0.3 + 0.15))
     assert two.likeliest == pytest.approx(0.1 * 1.5 + 0.3 * 1)
     assert (two.fewest, two.most) == (pytest.approx(0.3), pytest.approx(0.3 + 0.3))
+
+
+def test_gaps_err_on_their_own():
+    """Sections 1, 2 and 4, of 1 mm each, are completed: the errors of 1 and 2 add up, that of 4 adds in squares."""
+    labels = np.zeros((6, 2, 2), int)
+    labels[:, 0] = 3
+    space, nothing = Space(labels.shape, (1.0, 0.5, 0.2)), np.zeros((2, 2), np.float32)
+    areas_of = {1: [1, 2, 4], 2: [0, 2, 3], 4: [0, 2, 2]}  # fewest, likeliest, most pixels
+    sections = {
+        z: SectionResult(labels[z].astype(np.int32), nothing, np.array([3]), np.array(a)[:, None], None, [], 0, 0, 0)
+        for z, a in areas_of.items()
+    }
+    done = Completion(
+        LabelMap(labels, space), np.zeros(labels.shape, np.float32), sections, np.zeros(6), (), {}, {}, ()
+    )
+    (found,) = volumes(done)
+    assert found.likeliest == pytest.approx(6 * 2 * 0.1)
+    assert found.fewest == pytest.approx(1.2 - 0.1 * np.hypot(1 + 2, 2))
+    assert found.most == pytest.approx(1.2 + 0.1 * np.hypot(2 + 1, 0))

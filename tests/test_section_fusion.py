@@ -282,3 +282,37 @@ def test_inputs_hold_the_flow():
     fusion, without = moving(True), moving(False)
     assert len(fusion.inputs(1)) == len(without.inputs(1)) + 2
     assert any(np.array_equal(fusion.flow(0, 3).numpy(), a) for a in fusion.inputs(1) if isinstance(a, np.ndarray))
+
+
+def test_change_is_what_differs_of_what_either_holds():
+    """Discs of other sizes around one point, and another structure that each holds elsewhere."""
+    fusion = make()
+    first, second = fusion.labels[1], fusion.labels[4]
+    expected = (first != second).sum() / ((first > 0) | (second > 0)).sum()
+    assert 0 < expected < 1
+    assert fusion.change(1, 4) == pytest.approx(expected)
+    assert fusion.change(4, 1) == pytest.approx(expected)
+    assert fusion.change(3, 3) == 0
+    assert set(fusion.changes()) == {(1, 3), (4, 7)}  # 3 and 4 have nothing between them
+    fusion.labels[[1, 4]] = 0
+    assert fusion.change(1, 4) == 0
+
+
+def test_change_is_seen_after_registration():
+    """Section 4 is section 1 moved 3 pixels to the right: nothing changes once that is followed."""
+    fusion = make()
+    fusion.labels[4] = np.roll(fusion.labels[1], 3, axis=1)
+    assert fusion.change(1, 4) > 0.2
+    right = torch.zeros(1, 2, 24, 30)
+    right[:, 1] = 3 * SPACING[1]
+    fusion.warps = SectionWarps({(1, 4): right, (4, 1): -right}, (24, 30), SPACING)
+    assert fusion.change(1, 4) == 0
+    assert fusion.change(4, 1) == 0
+
+
+def test_labels_of_any_size_stay_themselves():
+    fusion = make()
+    fusion.labels[[1, 4]] = 2**31 - 1
+    assert fusion.change(1, 4) == 0
+    fusion.labels[4] -= 1
+    assert fusion.change(1, 4) == 1

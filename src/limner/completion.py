@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.annotations import SectionLabels
+from limner.section_choice import suggest_sections, weighed_by_change, wrong_share
 from limner.volume import LabelMap
 
 INTERVAL = 0.9  # of areas and volumes
+NORMAL_WIDTH = 1.645  # standard deviations on either side that hold INTERVAL
+SURE = 0.0001  # a pixel with less than this chance, or more than all but this, is in no doubt
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,16 @@ class Completion:
         Calibrated chance of error, shape (Z, Y, X), in [0, 1]; 0 on labelled sections.
     sections : mapping of int to SectionResult
         The unlabelled sections.
+    wrong : ndarray of float
+        Share of each section that is expected to be wrong, shape (Z,), in [0, 1]; 0 on labelled sections. See
+        `limner.section_choice.weighed_by_change`.
     suggestions : tuple of int
-        Up to three sections, not adjacent, that would help most if labelled next.
+        Up to three sections that would help most if labelled next, see `limner.section_choice.suggest_sections`.
     seconds : mapping of str to float
         Time per stage.
     calibration : mapping of str to float
-        ``rho_scale``, ``weight_per_mm``, ``temperature`` and, on left-out sections, the expected calibration error
-        before and after (``ece_before``, ``ece_after``).
+        ``rho_scale``, ``weight_per_mm``, ``temperature``, ``area_width`` (`widest_errors`) and, on left-out sections,
+        the expected calibration error before and after (``ece_before``, ``ece_after``).
     notes : tuple of str
         What the user should know.
     """
@@ -91,24 +98,47 @@ class Completion:
     labels: LabelMap
     uncertainty: NDArray[np.float32]
     sections: Mapping[int, SectionResult]
+    wrong: NDArray[np.float64]
     suggestions: tuple[int, ...]
     seconds: Mapping[str, float]
     calibration: Mapping[str, float]
     notes: tuple[str, ...]
 
 
-def pixels_between(probabilities: NDArray[Any], share: float = INTERVAL) -> NDArray[np.int64]:
-    """Pixels of each structure with their interval, as if all doubtful pixels of a structure erred the same way.
+def common_deviation(probabilities: NDArray[Any]) -> NDArray[np.float64]:
+    """Standard deviation of the pixels of each structure, were all its doubtful pixels to err the same way.
 
-    Errors along a border are alike, so that pixels do not average out: an interval of 90 % goes from the pixels that
-    are the structure's with a chance of .95 to those that are with a chance of .05. It is wide rather than narrow.
+    The sum of those of the pixels, ``sqrt(p (1 - p))``. Pixels that are all but sure are left out: there may be so many
+    of these that they add up to more than what is in doubt.
 
     Parameters
     ----------
     probabilities : ndarray
         Calibrated, shape (L, Y, X), summing to 1 over L.
-    share : float
-        Of the interval, in (0, 1).
+
+    Returns
+    -------
+    ndarray of float
+        Pixels, shape (L,).
+
+    Examples
+    --------
+    >>> common_deviation(np.array([[[0.5, 0.2, 1.0]], [[0.5, 0.8, 0.0]]])).round(3).tolist()
+    [0.9, 0.9]
+    """
+    variance = np.asarray(probabilities * (1 - probabilities), dtype=np.float64)
+    return np.sqrt(np.where(variance < SURE * (1 - SURE), 0.0, variance)).sum(axis=(1, 2))
+
+
+def pixels_between(probabilities: NDArray[Any], width: float) -> NDArray[np.int64]:
+    """Pixels of each structure with their interval.
+
+    Parameters
+    ----------
+    probabilities : ndarray
+        Calibrated, shape (L, Y, X), summing to 1 over L.
+    width : float
+        Half the interval's width over `common_deviation`, >= 0; `widest_errors` says how to find it.
 
     Returns
     -------
@@ -117,16 +147,87 @@ def pixels_between(probabilities: NDArray[Any], share: float = INTERVAL) -> NDAr
 
     Examples
     --------
-    >>> sure, doubtful = np.array([0.99, 0.01]), np.array([0.4, 0.6])
-    >>> pixels_between(np.stack([sure, sure, doubtful], axis=1)[:, None])  # three pixels, one of which may be either's
-    array([[2, 0],
-           [2, 1],
+    >>> pixels_between(np.array([[[0.6, 0.2, 1.0, 1.0]], [[0.4, 0.8, 0.0, 0.0]]]), width=1.0)  # 3 and 1, .89 either way
+    array([[3, 1],
+           [3, 1],
            [3, 1]])
+    >>> pixels_between(np.array([[[0.6, 0.2, 1.0, 1.0]], [[0.4, 0.8, 0.0, 0.0]]]), width=2.0)
+    array([[2, 0],
+           [3, 1],
+           [4, 2]])
     """
-    rest = (1 - share) / 2
     best = np.bincount(probabilities.argmax(axis=0).ravel(), minlength=len(probabilities))
-    fewest, most = ((probabilities >= chance).sum(axis=(1, 2)) for chance in (1 - rest, rest))
-    return np.stack([np.minimum(fewest, best), best, np.maximum(most, best)]).astype(np.int64)
+    either_way = np.floor(width * common_deviation(probabilities)).astype(np.int64)
+    pixels = probabilities[0].size
+    return np.stack([np.maximum(best - either_way, 0), best, np.minimum(best + either_way, pixels)]).astype(np.int64)
+
+
+def area_errors(
+    probabilities: NDArray[Any], structures: NDArray[np.integer], truth: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """By how much the area of each structure is off, over its `common_deviation`, on a section whose labels are known.
+
+    Parameters
+    ----------
+    probabilities : ndarray
+        Calibrated, made without the section's labels, shape (L, Y, X).
+    structures : ndarray of int
+        Labels of the L, shape (L,).
+    truth : ndarray of int
+        The section's labels, shape (Y, X).
+
+    Returns
+    -------
+    ndarray of float
+        For each structure above 0 that is there or may be, >= 0; infinite where a doubt of 0 is wrong.
+
+    Examples
+    --------
+    >>> area_errors(np.array([[[0.6, 0.2, 1.0]], [[0.4, 0.8, 0.0]]]), np.array([0, 7]), np.array([[7, 7, 9]])).round(2)
+    array([1.12,  inf])
+    """
+    present = np.unique(truth)
+    every = np.union1d(structures, present)
+    true, likeliest, deviation = np.zeros((3, len(every)))
+    true[np.searchsorted(every, present)] = np.unique(truth, return_counts=True)[1]
+    place = np.searchsorted(every, structures)
+    likeliest[place] = np.bincount(probabilities.argmax(axis=0).ravel(), minlength=len(probabilities))
+    deviation[place] = common_deviation(probabilities)
+    counts = (every > 0) & (true + likeliest + deviation > 0)
+    off = np.abs(true - likeliest)[counts]
+    beyond_doubt = np.where(off > 0, np.inf, 0.0)
+    return np.divide(off, deviation[counts], out=beyond_doubt, where=deviation[counts] > 0)
+
+
+def widest_errors(errors: Sequence[NDArray[np.floating]], spreads: Sequence[float]) -> float:
+    """What `area_errors` of known sections say of others: half an interval's width over `common_deviation` and spread.
+
+    How often doubtful pixels of a structure err alike cannot be told from their chances; it is found from the errors.
+    These grow faster with the distance to labels than the chances do, hence the spread.
+
+    Parameters
+    ----------
+    errors : sequence of ndarray
+        `area_errors` of each section.
+    spreads : sequence of float
+        How far a border may have wandered on each, see `limner.section_fusion.SectionFusion.spread`.
+
+    Returns
+    -------
+    float
+        So wide that `INTERVAL` of the errors, each over its section's spread, are held, or all finite ones where these
+        are fewer; NaN where there are none.
+
+    Examples
+    --------
+    >>> widest_errors([np.array([1.0, 2.0, 4.0]), np.array([0.1])], [2.0, 0.1])  # 0.5, 1, 2 and 1
+    2.0
+    """
+    over = np.concatenate([[], *(e / s for e, s in zip(errors, spreads, strict=True))])
+    finite = over[np.isfinite(over)]
+    if not len(finite):
+        return math.nan
+    return float(min(np.quantile(over, INTERVAL, method="higher"), finite.max()))
 
 
 @dataclass(frozen=True)
@@ -167,43 +268,26 @@ def areas(completion: Completion) -> dict[int, list[Size]]:
 def volumes(completion: Completion) -> list[Size]:
     """Volume of every structure, mm3: areas times half the way to either neighbouring section.
 
-    The ends of the interval are sums of those of the sections: as if all erred the same way.
+    Between two labelled sections all errors are taken to be alike, so that the ends of the interval are sums of those
+    of the sections; different gaps err on their own, so that what they add to either end adds in squares.
     """
     positions = completion.labels.space.section_positions
     alone = len(positions) == 1
     thickness = np.full(1, completion.labels.space.spacing[0]) if alone else np.gradient(positions)
-    sums: dict[int, NDArray[np.float64]] = {}
+    gap = np.cumsum([z not in completion.sections for z in range(len(positions))])  # one number a gap
+    sums: dict[int, dict[int, NDArray[np.float64]]] = {}
     for z, sizes in areas(completion).items():
         for size in sizes:
-            values = np.array([size.likeliest, size.fewest, size.most]) * thickness[z]
-            sums[size.structure] = sums.get(size.structure, 0.0) + values
-    return [Size(structure, *sums[structure].tolist()) for structure in sorted(sums)]
-
-
-def suggest_sections(
-    uncertainty: NDArray[np.float32], labels: NDArray[Any], labelled: Iterable[int]
-) -> tuple[int, ...]:
-    """Up to three sections with the highest mean uncertainty inside their structures, no two of them adjacent.
-
-    Parameters
-    ----------
-    uncertainty, labels : ndarray
-        Shape (Z, Y, X).
-    labelled : iterable of int
-        Never suggested.
-
-    Returns
-    -------
-    tuple of int
-        The most uncertain first; empty where nothing is uncertain.
-    """
-    inside = labels > 0
-    mean = (uncertainty * inside).sum(axis=(1, 2)) / np.maximum(inside.sum(axis=(1, 2)), 1)
-    known, chosen = set(labelled), list[int]()
-    for z in np.argsort(-mean, kind="stable").tolist():
-        if z not in known and mean[z] > 0 and all(abs(z - c) > 1 for c in chosen):
-            chosen.append(z)
-    return tuple(chosen[:3])
+            off = (size.likeliest, size.likeliest - size.fewest, size.most - size.likeliest)
+            gaps = sums.setdefault(size.structure, {})
+            gaps[gap[z]] = gaps.get(gap[z], 0.0) + np.array(off) * thickness[z]
+    found = []
+    for structure in sorted(sums):
+        likeliest, below, above = np.array(list(sums[structure].values())).T
+        volume = float(likeliest.sum())
+        ends = volume - math.sqrt(np.square(below).sum()), volume + math.sqrt(np.square(above).sum())
+        found.append(Size(structure, volume, max(0.0, ends[0]), ends[1]))
+    return found
 
 
 def assemble(
@@ -212,14 +296,35 @@ def assemble(
     seconds: Mapping[str, float],
     calibration: Mapping[str, float],
     notes: tuple[str, ...],
+    changes: Mapping[tuple[int, int], float],
 ) -> Completion:
-    """Put completed sections and given labels together; arguments as in `Completion`."""
+    """Put completed sections and given labels together, and choose what to label next.
+
+    Parameters
+    ----------
+    annotations : SectionLabels
+        The given labels.
+    sections, seconds, calibration, notes
+        As in `Completion`.
+    changes : mapping of (int, int) to float
+        As for `limner.section_choice.weighed_by_change`.
+    """
     given = annotations.label_map
     labels = given.labels.copy()
     uncertainty = np.zeros(labels.shape, dtype=np.float32)
     for z, result in sections.items():
         labels[z] = result.labels.astype(labels.dtype)
         uncertainty[z] = result.uncertainty
-    suggestions = suggest_sections(uncertainty, labels, annotations.labelled)
-    completed = LabelMap(labels, given.space, given.table, given.source)
-    return Completion(completed, uncertainty, dict(sections), suggestions, dict(seconds), dict(calibration), notes)
+    positions = given.space.section_positions
+    shares = [wrong_share(doubt, found) for doubt, found in zip(uncertainty, labels, strict=True)]
+    wrong = weighed_by_change(shares, positions, changes)
+    return Completion(
+        labels=LabelMap(labels, given.space, given.table, given.source),
+        uncertainty=uncertainty,
+        sections=dict(sections),
+        wrong=wrong,
+        suggestions=tuple(s.section for s in suggest_sections(wrong, positions, annotations.labelled)),
+        seconds=dict(seconds),
+        calibration=dict(calibration),
+        notes=notes,
+    )

@@ -229,6 +229,23 @@ class SectionFusion:
             self.flows[before, after] = label_velocity(maps[0], moved, self.spacing, self.options.clip_mm)
         return self.flows[before, after]
 
+    def change(self, before: int, after: int) -> float:
+        """Share of what either of two labelled sections holds that differs once the second is carried onto the first.
+
+        In [0, 1]: how much anatomy changes between them beyond what registration follows.
+        """
+        moving = torch.from_numpy(self.labels[[after]].astype(np.float64))[None].to(self.device)  # exact to 2**53
+        displacement = self.displacement(before, after).double()
+        moved = warp(moving, displacement, self.spacing, mode="nearest", outside="zeros")[0, 0]
+        fixed = torch.from_numpy(self.labels[before].astype(np.float64)).to(self.device)
+        either = (moved > 0) | (fixed > 0)
+        return float((moved != fixed)[either].double().mean()) if either.any() else 0.0
+
+    def changes(self) -> dict[tuple[int, int], float]:
+        """`change` of every two labelled sections with others between them."""
+        pairs = zip(self.labelled, self.labelled[1:], strict=False)
+        return {(a, b): self.change(a, b) for a, b in pairs if b - a > 1}
+
     def flow_pairs(self) -> list[tuple[int, int]]:
         """Pairs whose `flow` is asked for: neighbours, and those around a labelled section that is left out."""
         if not self.options.label_flow or self.options.fusion != "blended":

@@ -162,6 +162,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ["-h"],
         ["stack", "-h"],
+        ["stack", "suggest", "-h"],
         ["info", "-h"],
         ["evaluate", "-h"],
         ["evaluate", "labels", "-h"],

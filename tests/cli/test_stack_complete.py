@@ -105,6 +105,7 @@ class Method:
             labels=LabelMap(labels, images.space, annotations.label_map.table, annotations.label_map.source),
             uncertainty=uncertainty,
             sections=sections,
+            wrong=uncertainty.mean(axis=(1, 2)),
             suggestions=(1, 4),
             seconds={"sections": 2.0},
             calibration={"temperature": 1.5},
@@ -430,6 +431,8 @@ def test_a_volume_comes_out_whole(data: Path, method: Method, capsys: pytest.Cap
     assert values["sections"]["1"]["objective"] == [1.0, 2.0]
     assert values["calibration"] == {"temperature": 1.5}
     assert values["suggestions"] == [1, 4]
+    assert [values["sections"][z]["wrong_share"] for z in "1245"] == pytest.approx([0.1] * 4)
+    assert values["sections"]["1"]["in_doubt"] == ["Pons", "Medulla"]
 
     printed = capsys.readouterr()
     assert f"Report: {out / 'report.html'}" in printed.out

@@ -11,6 +11,7 @@ from torch import nn
 
 import limner.methods.stack_completion as stack_completion
 from limner.annotations import SectionLabels
+from limner.completion import pixels_between
 from limner.methods.stack_completion import (
     Model,
     SectionData,
@@ -250,7 +251,9 @@ def test_complete(phantom, method):
     assert 0 <= found.uncertainty.min() < found.uncertainty.max() <= 1
     assert found.suggestions
     assert not set(found.suggestions) & set(LABELLED)
-    assert {"temperature", "ece_before", "ece_after"} <= set(found.calibration)
+    assert {"temperature", "ece_before", "ece_after", "area_width"} <= set(found.calibration)
+    assert not found.wrong[list(LABELLED)].any()
+    assert (found.wrong[[z for z in range(13) if z not in LABELLED]] > 0).all()
     for section in found.sections.values():
         assert section.structures.tolist() == [0, 3, 7]
         np.testing.assert_allclose(section.probabilities.astype(float).sum(axis=0), 1, atol=3e-3)
@@ -630,6 +633,39 @@ def test_fcn_learns_and_completes_a_stack_of_three(phantom, monkeypatch):
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert np.isfinite(found.uncertainty).all()
     assert accuracy(found.labels.labels, three[1], (0, 2)) > 0.9
+
+
+def test_intervals_of_areas_are_as_wide_as_left_out_sections_err(phantom, monkeypatch):
+    """Section 8 is left out: the widest of the errors of 3 and 7, each over its doubt and over the spread at 8."""
+    widths = []
+
+    def seen(probabilities, width):
+        widths.append(width)
+        return pixels_between(probabilities, width)
+
+    monkeypatch.setattr(stack_completion, "pixels_between", seen)
+    images, labels = phantom
+    space, settings = Space(labels.shape, SPACING), replace(QUICK, method="fusion", rho=20.0)
+    found = completed(phantom, settings, jobs=1)
+    fusion = SectionFusion.of_stack(Volume(images, space), annotated(labels), FusionOptions(rho=20.0), "cpu")
+    chances = torch.softmax(fusion.evidence(8, 8) / found.calibration["temperature"], dim=0).double().numpy()
+    errors = []
+    for index, structure in enumerate(fusion.structures(8, 8)):
+        variance = chances[index] * (1 - chances[index])
+        off = abs(np.sum(chances.argmax(axis=0) == index) - np.sum(labels[8] == structure))
+        errors.append(off / np.sqrt(variance[variance > 1e-4]).sum())
+    spread = (4 * SPACING[0] * 4 * SPACING[0] / (8 * SPACING[0])) ** 0.5
+    assert found.calibration["area_width"] == pytest.approx(max(errors[1:]) / spread, rel=1e-3)
+    spreads = [(a * b / (a + b) * SPACING[0]) ** 0.5 for a, b in [(1, 3), (2, 2), (3, 1)] * 3]
+    np.testing.assert_allclose(widths, found.calibration["area_width"] * np.array(spreads))
+
+
+def test_areas_that_cannot_be_calibrated_err_as_one(phantom, monkeypatch):
+    widths = []
+    monkeypatch.setattr(stack_completion, "pixels_between", lambda _, width: widths.append(width) or np.zeros((3, 3)))
+    found = completed(phantom, replace(QUICK, method="fusion"), (0, 12), jobs=1)
+    assert "area_width" not in found.calibration
+    assert set(widths) == {1.645}
 
 
 @pytest.mark.parametrize("label", [-3, 2**40])

@@ -4,6 +4,7 @@ import torch
 
 from limner.registration.section_warps import SectionWarps, register_sections
 from limner.registration.velocity_field import Options
+from limner.registration.warp import compose
 
 SHAPE = (40, 50)
 COARSE = (20, 25)
@@ -48,6 +49,23 @@ def test_a_direct_pair_goes_before_the_chain():
     warps.fields[0, 3] = shift(7.0, 0.0)
     assert warps.displacement(0, 3)[0, :, 5, 5].tolist() == [7.0, 0.0]
     torch.testing.assert_close(warps.displacement(0, 4)[0, :, 5, 5], torch.tensor([1.0, -1.0]))
+
+
+def test_chains_that_are_kept_are_those_composed_anew():
+    """Fields that differ from place to place, asked for in any order, against composing one by one."""
+    generator = torch.Generator().manual_seed(0)
+    fields = {
+        pair: torch.randn(1, 2, *COARSE, generator=generator) * 0.1
+        for z in range(5)
+        for pair in ((z, z + 1), (z + 1, z))
+    }
+    warps = SectionWarps(fields, COARSE, SPACING)
+    for z, atlas in [(0, 5), (0, 2), (5, 1), (2, 4), (0, 5), (3, 0), (5, 1), (3, 3)]:
+        expected = torch.zeros(1, 2, *COARSE)
+        towards = 1 if atlas > z else -1
+        for at in range(z, atlas, towards):
+            expected = compose(expected, fields[at, at + towards], SPACING)
+        assert torch.equal(warps.displacement(z, atlas), expected)
 
 
 def test_arrays_round_trip():

@@ -1,4 +1,4 @@
-"""The command line: ``limner stack complete``, ``scribbles fit|segment``, ``nuclei fit|segment``,
+"""The command line: ``limner stack complete|suggest``, ``scribbles fit|segment``, ``nuclei fit|segment``,
 ``membranes fit|segment``, ``prior fit|segment``, ``evaluate labels|objects|neurites``, ``info``, ``demo``.
 
 Each command is a frozen dataclass in a room of its own, whose fields become its options and whose `run` does the work.
@@ -22,6 +22,7 @@ DESCRIPTION = (
 HELP = {
     "stack": "Stacks of sections of which some are labelled.",
     "stack complete": "Label every section of a stack of which some sections are labelled.",
+    "stack suggest": "Say which sections of a completed stack to label next, and why.",
     "scribbles": "Organs in 3D from a few strokes on a few sections.",
     "scribbles fit": "Train a model on volumes in which organs are labelled in full.",
     "scribbles segment": "Make organs in 3D of strokes, with or without a trained model.",
@@ -113,12 +114,14 @@ def _parse(arguments: list[str]) -> Command:
     from limner.cli.evaluate_neurites import EvaluateNeurites
     from limner.cli.evaluate_objects import EvaluateObjects
     from limner.cli.info import Info
+    from limner.cli.stack_suggest import StackSuggest
     from limner.scribble_settings import OF_FIT, Settings
 
     # the command that is asked for explains itself by its class's docstring, in full
     asked = " ".join(arguments[:2])
     help_of = {name: None if asked == name or arguments[:1] == [name] else text for name, text in HELP.items()}
     classes = {
+        "stack suggest": StackSuggest,
         "evaluate labels": EvaluateLabels,
         "evaluate objects": EvaluateObjects,
         "evaluate neurites": EvaluateNeurites,

@@ -30,6 +30,7 @@ from limner.run_record import RunRecord
 from limner.volume import Volume
 
 NONE = "(default: none)"
+NAMED = 3  # structures in doubt, for each section
 
 
 @dataclass(frozen=True)
@@ -276,8 +277,18 @@ def _section_records(images: Volume, completion: Completion) -> Iterator[tuple[i
                 "iterations": result.iterations,
                 "objective": list(result.objective),
                 "mean_uncertainty": float(completion.uncertainty[z].mean()),
+                "wrong_share": float(completion.wrong[z]),
+                "in_doubt": _most_in_doubt(completion, z),
             },
         )
+
+
+def _most_in_doubt(completion: Completion, z: int) -> list[str]:
+    """Names of the structures of a section with the widest intervals of their area, the widest first."""
+    result = completion.sections[z]
+    rows = zip(result.structures.tolist(), np.ptp(result.areas, axis=0).tolist(), strict=True)
+    widest = sorted((-width, label) for label, width in rows if label and width)
+    return [completion.labels.name_of(label) for _, label in widest[:NAMED]]
 
 
 def print_summary(output: Path, record: RunRecord) -> None:

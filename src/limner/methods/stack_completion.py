@@ -54,7 +54,15 @@ from torch.nn import functional as F
 from limner.annotations import SectionLabels
 from limner.augmentation import Augmentation, augment
 from limner.calibration import first_within_one_standard_error, held_out_sections, temperature_scaling
-from limner.completion import Completion, SectionResult, assemble, pixels_between
+from limner.completion import (
+    NORMAL_WIDTH,
+    Completion,
+    SectionResult,
+    area_errors,
+    assemble,
+    pixels_between,
+    widest_errors,
+)
 from limner.parallel import chosen_device, side_by_side
 from limner.pixel_classifier import (
     ClassifierOptions,
@@ -70,7 +78,7 @@ from limner.section_fusion import FusionOptions, SectionFusion
 from limner.volume import Volume
 
 Progress = Callable[[str, int, int], None]
-ALGORITHM = 2  # raised with every change that alters results: stages stored before it are then made anew
+ALGORITHM = 3  # raised with every change that alters results: stages stored before it are then made anew
 LOWEST = {  # of each number in Settings; HIGHEST is the same for all
     **{"network_pixels": 1, "training_steps": 1, "local_steps": 0, "iterations": 0, "m_steps": 0, "seed": 0},
     **{"stiffness": 0, "rho": 0, "sigma": 1e-3, "alpha": 0, "clip_mm": 1e-6, "placement": 0},
@@ -367,6 +375,8 @@ class Model:
         lambda over `SectionFusion.spread` squared: it grows with the variance of fusion's borders.
     temperature : float
         By which the final log w is divided for the user.
+    area_width : float
+        As `limner.completion.widest_errors` gives it; NaN: all pixels are taken to err alike.
     notes : list of str
         What the user should know.
     """
@@ -376,6 +386,7 @@ class Model:
     classifier: PixelClassifier | None = None
     weight_per_mm: float = math.nan
     temperature: float = 1.0
+    area_width: float = math.nan
     notes: list[str] = field(default_factory=list)
 
     def log_w(self, z: int, left_out: int | None = None) -> tuple[Tensor, list[float], float]:
@@ -433,13 +444,14 @@ class Model:
         began = time.perf_counter()
         log_w, history, entropy_before = self.log_w(z)
         probabilities = torch.softmax(log_w / self.temperature, dim=0)
+        width = NORMAL_WIDTH if math.isnan(self.area_width) else self.area_width * self.fusion.spread(z)
         confidence, best = probabilities.max(dim=0)
         structures = np.asarray(self.fusion.structures(z), dtype=np.int64)
         return SectionResult(
             labels=structures[best.cpu().numpy()].astype(np.int32),
             uncertainty=(1 - confidence).clamp(0, 1).cpu().numpy(),
             structures=structures,
-            areas=pixels_between(probabilities.cpu().numpy()),
+            areas=pixels_between(probabilities.cpu().numpy(), width),
             probabilities=probabilities.half().cpu().numpy() if keep_probabilities else None,
             objective=history,
             entropy_before=entropy_before,
@@ -488,6 +500,16 @@ def fit_temperature(model: Model, held_out: Sequence[int]) -> dict[str, float]:
     return temperature_scaling(samples)
 
 
+def fit_area_width(model: Model, held_out: Sequence[int]) -> float:
+    """`limner.completion.widest_errors` of left-out sections, once the temperature is set."""
+    errors = []
+    for z in held_out:
+        probabilities = torch.softmax(model.log_w(z, left_out=z)[0] / model.temperature, dim=0)
+        structures = np.asarray(model.fusion.structures(z, z))
+        errors.append(area_errors(probabilities.cpu().numpy(), structures, model.fusion.labels[z]))
+    return widest_errors(errors, [model.fusion.spread(z, z) for z in held_out])
+
+
 def fit(
     settings: Settings,
     fusion: SectionFusion,
@@ -495,7 +517,7 @@ def fit(
     store: Store | None = None,
     report: Progress = lambda *_: None,
 ) -> tuple[Model, dict[str, float], str]:
-    """Fit rho, train the network (stage 1), fit lambda and the temperature.
+    """Fit rho, train the network (stage 1), fit lambda, the temperature and the width of intervals of areas.
 
     The network is trained without the held-out sections, the scales are fitted on these, then it is trained on all.
 
@@ -548,7 +570,7 @@ def _trained(
 
 
 def fit_scales(model: Model, held_out: Sequence[int], store: Store | None, key: str) -> dict[str, float]:
-    """Fit lambda and the temperature on the held-out sections, and set them."""
+    """Fit lambda, the temperature and the width of intervals on the held-out sections, and set them."""
     if not held_out:
         model.notes.append("Too few labelled sections to calibrate on; the uncertainty is not calibrated.")
         model.weight_per_mm = WEIGHT_UNFITTED / model.fusion.typical_spread() ** 2
@@ -558,11 +580,14 @@ def fit_scales(model: Model, held_out: Sequence[int], store: Store | None, key: 
         scales = {}
         if model.settings.method in ("product", "gem") and not model.settings.weight_of_network:
             model.weight_per_mm = scales["weight_per_mm"] = fit_weight(model, held_out)
-        return {name: np.asarray(value) for name, value in (scales | fit_temperature(model, held_out)).items()}
+        scales |= fit_temperature(model, held_out)
+        model.temperature = scales["temperature"]
+        scales["area_width"] = fit_area_width(model, held_out)
+        return {name: np.asarray(value) for name, value in scales.items() if not math.isnan(value)}
 
     scales = {name: float(value) for name, value in stored(store, "calibration", key, fitted).items()}
     model.weight_per_mm = scales.get("weight_per_mm", math.nan)
-    model.temperature = scales["temperature"]
+    model.temperature, model.area_width = scales["temperature"], scales.get("area_width", math.nan)
     return scales
 
 
@@ -636,7 +661,7 @@ def complete(
         options = replace(options, label_flow=False)  # nothing is fused; it goes along the chain between labels
     fusion = SectionFusion.of_stack(images, annotations, options, device)
     if not annotations.unlabelled:
-        return assemble(annotations, {}, {}, {}, ())
+        return assemble(annotations, {}, {}, {}, (), {})
     seconds: dict[str, float] = {}
     with _timed(seconds, "registration"):
         fusion.warps = _registered(fusion, settings, store, report)
@@ -645,7 +670,7 @@ def complete(
         model, calibration, key = fit(settings, fusion, tissues, store, report)
     with _timed(seconds, "sections"):
         sections = _completed(model, annotations.unlabelled, (key, keep_probabilities), jobs, store, report)
-    return assemble(annotations, sections, seconds, calibration, _notes(model, annotations))
+    return assemble(annotations, sections, seconds, calibration, _notes(model, annotations), fusion.changes())
 
 
 def check(images: Volume, annotations: SectionLabels) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from limner.registration.velocity_field import Options, Start, register
 from limner.registration.warp import Spacing2D, compose, resize_displacement
 
 PAIRS_AT_ONCE = 32
+CHAINED_KEPT = 512  # fields on the coarse grid
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,27 @@ class SectionWarps:
     shape: tuple[int, int]
     spacing: Spacing2D
     unmatched: tuple[tuple[int, int], ...] = ()
+    _chained: Callable[[int, int], Tensor] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # a section's atlases lie along two chains, and each is asked for several times
+        object.__setattr__(self, "_chained", lru_cache(maxsize=CHAINED_KEPT)(self._chain))
 
     def displacement(self, z: int, atlas: int) -> Tensor:
         """From section `z` to section `atlas`, (1, 2, Y, X), mm: direct where there is such a pair, else chained."""
         if (z, atlas) in self.fields:
             return resize_displacement(self.fields[z, atlas], self.shape)
         towards = 1 if atlas > z else -1
-        field = torch.zeros_like(next(iter(self.fields.values()))) if self.fields else torch.zeros(1, 2, 1, 1)
-        for at in range(z, atlas, towards):
-            field = compose(field, self.fields[at, at + towards], self.spacing)
-        return resize_displacement(field, self.shape)
+        found = self._chained(z, z)
+        for at in range(z + towards, atlas + towards, towards) if atlas != z else ():
+            found = self._chained(z, at)  # the one before is kept, so that this is one step
+        return resize_displacement(found, self.shape)
+
+    def _chain(self, z: int, atlas: int) -> Tensor:
+        if atlas == z:
+            return torch.zeros_like(next(iter(self.fields.values()))) if self.fields else torch.zeros(1, 2, 1, 1)
+        before = atlas - 1 if atlas > z else atlas + 1
+        return compose(self._chained(z, before), self.fields[before, atlas], self.spacing)
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """What `from_arrays` needs, as arrays that can be stored."""
