@@ -483,24 +483,28 @@ def figure(cases: dict[str, Result], spacing_mm: float, path: Path) -> None:
 
     everys = {int(name.split("-")[0].removeprefix("every")): of["everywhere"] for name, of in cases.items()}
     titles = [row.title for row in ROWS if any(r["title"] == row.title for rows in everys.values() for r in rows)]
+    widest = max(everys)
     drawing, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     for i, title in enumerate(titles):
         style = {"color": f"C{i % 10}", "linestyle": "-" if title.startswith("Limner") else "--", "linewidth": 1.2}
         found = {e: r for e, rows in sorted(everys.items()) for r in rows if r["title"] == title}
-        distance = [every * spacing_mm / 2 for every in found]
+        # beside one another, so that intervals can be told apart
+        distance = [every * spacing_mm / 2 * 1.02 ** (i - len(titles) / 2) for every in found]
         medians = np.array([r["median_accuracy"] for r in found.values()])
         bounds = np.array([r["intervals"]["median_accuracy"] for r in found.values()]).T
         left.errorbar(distance, medians, np.abs(bounds - medians), label=title, marker="o", markersize=3, **style)
+        if widest not in found:
+            continue
         by_distance: dict[float, list[float]] = {}
-        every = max(found)
-        for z, accuracy in found[every]["accuracy"].items():
-            place = int(z) % every
-            by_distance.setdefault(min(place, every - place) * spacing_mm, []).append(accuracy)
+        for z, accuracy in found[widest]["accuracy"].items():
+            place = int(z) % widest
+            by_distance.setdefault(min(place, widest - place) * spacing_mm, []).append(accuracy)
         right.plot(*zip(*((d, np.mean(a)) for d, a in sorted(by_distance.items())), strict=True), **style)
-    left.set(xlabel="mean distance to the two labelled sections, mm", ylabel="median accuracy")
-    right.set(
-        xlabel=f"distance to the nearest, mm (widest spacing made: every {max(everys)}th)", ylabel="mean accuracy"
-    )
+    ticks = [every * spacing_mm / 2 for every in sorted(everys)]
+    left.set(xlabel="mean distance to both labels, mm", ylabel="median accuracy", xscale="log")
+    left.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    left.set_xticks([], minor=True)
+    right.set(xlabel=f"distance to the nearest, mm (every {widest}th labelled)", ylabel="mean accuracy")
     drawing.legend(loc="outside right center", fontsize=7, frameon=False)
     drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
