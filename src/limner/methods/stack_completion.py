@@ -490,24 +490,23 @@ def fit_weight(model: Model, held_out: Sequence[int]) -> float:
     return WEIGHTS_TRIED[best] / typical
 
 
-def fit_temperature(model: Model, held_out: Sequence[int]) -> dict[str, float]:
+def fit_temperature(model: Model, left_out: Mapping[int, Tensor]) -> dict[str, float]:
     """Temperature of the final log w on left-out sections, and the expected calibration error before and after."""
     samples = []
-    for z in held_out:
-        log_w = model.log_w(z, left_out=z)[0]
+    for z, log_w in left_out.items():
         pixels, truth = model.fusion.sample(z, model.fusion.structures(z, z))
         samples.append((log_w.flatten(1)[:, pixels], truth))
     return temperature_scaling(samples)
 
 
-def fit_area_width(model: Model, held_out: Sequence[int]) -> float:
-    """`limner.completion.widest_errors` of left-out sections, once the temperature is set."""
+def fit_area_width(model: Model, left_out: Mapping[int, Tensor]) -> float:
+    """`limner.completion.widest_errors` of left-out sections' log w, once the temperature is set."""
     errors = []
-    for z in held_out:
-        probabilities = torch.softmax(model.log_w(z, left_out=z)[0] / model.temperature, dim=0)
+    for z, log_w in left_out.items():
+        probabilities = torch.softmax(log_w / model.temperature, dim=0)
         structures = np.asarray(model.fusion.structures(z, z))
         errors.append(area_errors(probabilities.cpu().numpy(), structures, model.fusion.labels[z]))
-    return widest_errors(errors, [model.fusion.spread(z, z) for z in held_out])
+    return widest_errors(errors, [model.fusion.spread(z, z) for z in left_out])
 
 
 def fit(
@@ -580,9 +579,10 @@ def fit_scales(model: Model, held_out: Sequence[int], store: Store | None, key: 
         scales = {}
         if model.settings.method in ("product", "gem") and not model.settings.weight_of_network:
             model.weight_per_mm = scales["weight_per_mm"] = fit_weight(model, held_out)
-        scales |= fit_temperature(model, held_out)
+        left_out = {z: model.log_w(z, left_out=z)[0] for z in held_out}
+        scales |= fit_temperature(model, left_out)
         model.temperature = scales["temperature"]
-        scales["area_width"] = fit_area_width(model, held_out)
+        scales["area_width"] = fit_area_width(model, left_out)
         return {name: np.asarray(value) for name, value in scales.items() if not math.isnan(value)}
 
     scales = {name: float(value) for name, value in stored(store, "calibration", key, fitted).items()}
