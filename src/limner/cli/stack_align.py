@@ -39,8 +39,8 @@ class StackAlign:
 
     Writes into OUT: the aligned images in the format of IMAGES, transforms.csv and run.json; with --labels also the
     labels moved along. Where tissue would be cut off, all aligned sections are larger than those given.
-    `limner stack align IMAGES --transforms OUT/transforms.csv --back LABELS -o BACK` brings labels that were made on the
-    aligned stack back to the sections as given.
+    `limner stack align IMAGES --transforms OUT/transforms.csv --back LABELS -o BACK` brings labels that were made on
+    the aligned stack back to the sections as given.
     """
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
@@ -229,7 +229,7 @@ def on_canvas(stack: SectionStack, shape: tuple[int, int]) -> SectionStack:
 def some_sections(stack: SectionStack, chosen: Sequence[int]) -> SectionStack:
     """A folder's stack with some of its sections."""
     source = stack.source
-    names, sizes = (tuple(values[z] for z in chosen) for values in (source.names, source.sizes))
+    names, sizes = tuple(source.names[z] for z in chosen), tuple(source.sizes[z] for z in chosen)
     return replace(stack, sections=tuple(stack[z] for z in chosen), source=replace(source, names=names, sizes=sizes))
 
 

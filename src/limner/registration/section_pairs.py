@@ -1,7 +1,7 @@
 """Rigid registration of pairs of sections that may also be turned by 180 degrees or mirrored.
 
-A transform is a matrix (2, 3) in mm, as in `limner.registration.affine`: the point `p` (y, x; mm from the centre) of the
-fixed section matches ``matrix[:, :2] @ p + matrix[:, 2]`` in the moving one.
+A transform is a matrix (2, 3) in mm, as in `limner.registration.affine`: the point `p` (y, x; mm from the centre) of
+the fixed section matches ``matrix[:, :2] @ p + matrix[:, 2]`` in the moving one.
 """
 
 from __future__ import annotations

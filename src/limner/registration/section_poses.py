@@ -16,7 +16,6 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +28,7 @@ SHARE = 0.02  # nats a section that is not as it is costs: most sections lie rig
 SURE = 0.22  # nats a pair by which another orientation must fit better: 1.25 times less unexplained variance
 DEGREES_OF_FREEDOM = 4.0  # of the errors of pairs: Student's t, so that a failed pair counts for little
 ROUNDS = 8  # of weighing pairs anew
+NARROWEST, WIDEST = 1e3, 20.0  # times less, or more, than the differences: the scales that are tried
 NATS = 1e-4  # of unexplained variance, below which fits are equally good
 
 
@@ -235,15 +235,16 @@ def most_likely(
         return np.zeros((n, steps.shape[1]))
     weights = 1 / uncertainty**2
     spread = max(float(np.sqrt(np.mean(steps**2))), 1e-12)
+    lowest, highest = np.log(spread / NARROWEST), np.log(spread * WIDEST)
     found, scales = np.zeros((n, steps.shape[1])), np.log([spread, spread / 3])
     for _ in range(ROUNDS):
         fit = optimize.minimize(
-            lambda logs, w=weights: -_log_evidence(pairs, steps, w, n, np.exp(logs))[0],
+            lambda logs, w=weights: -_log_evidence(pairs, steps, w, n, np.exp(np.clip(logs, lowest, highest)))[0],
             scales,
             method="Nelder-Mead",
             options={"xatol": 0.02, "fatol": 0.02, "maxiter": 60},
         )
-        scales = np.clip(fit.x, math.log(spread) - 9, math.log(spread) + 3)
+        scales = np.clip(fit.x, lowest, highest)
         found = _log_evidence(pairs, steps, weights, n, np.exp(scales))[1]
         errors = found[pairs[:, 1]] - found[pairs[:, 0]] - steps
         squares = (errors**2).mean(axis=1) / (uncertainty * math.exp(scales[1])) ** 2
@@ -256,10 +257,10 @@ def _log_evidence(
     steps: NDArray[np.float64],
     weights: NDArray[np.float64],
     n: int,
-    scales: Sequence[float] | NDArray[np.float64],
+    scales: NDArray[np.float64],
 ) -> tuple[float, NDArray[np.float64]]:
     """Log density of the differences, up to a constant, and the most likely errors; scales: of sections, of pairs."""
-    of_sections, of_pairs = (max(float(s), 1e-12) for s in scales)
+    of_sections, of_pairs = (float(s) for s in scales)
     precision = weights / of_pairs**2
     first, second = pairs.T
     reach = int(np.abs(second - first).max())

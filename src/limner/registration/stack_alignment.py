@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from limner.registration.section_pairs import AS_IS, LEFT_TO_RIGHT, TOP_TO_BOTTOM, TURNED, fit_pairs, refine_pairs
 from limner.registration.section_poses import find_orientations, misfit, solve_poses, to_matrices
+from limner.registration.section_resampling import small_section
 from limner.registration.velocity_field import in_unit_range
 from limner.registration.warp import Spacing2D
 
 WORKING_PIXELS = 136  # longer side; twice as many were no better on the mouse stack
+PLACED_ANGLE = 21.0  # degrees; two sections may be twice as far apart, as registration finds
 BLANK_SHARE = 0.1  # of the neighbours' tissue, below which a section is blank
 LOOKED_AT = 2  # neighbours each way that say how much tissue to expect
 TORN = 0.15  # nats by which a section's neighbours fit one another better than either fits it
@@ -60,11 +63,36 @@ class Inspection:
     matrices: NDArray[np.float64]
     correlation: NDArray[np.float64]
 
+    @property
+    def misleading(self) -> frozenset[int]:
+        """Sections whose pixels are not where, or not what, those of their neighbours are: blank, turned, mirrored."""
+        return frozenset({*self.blank, *np.flatnonzero(self.orientations).tolist()})
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """What `from_arrays` needs, as arrays that can be stored."""
+        whole = {name: np.asarray(getattr(self, name), np.int64) for name in ("blank", "torn", "orientations", "pairs")}
+        return whole | {name: getattr(self, name) for name in ("fit", "matrices", "correlation")}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Inspection:
+        """The inverse of `to_arrays`."""
+        values: dict[str, Any] = dict(arrays)
+        return cls(**values | {name: tuple(values[name].tolist()) for name in ("blank", "torn")})
+
     def faults(self) -> dict[int, str]:
         """What is wrong with which section, in words."""
         turned = {int(z): WORDS[int(self.orientations[z])] for z in np.flatnonzero(self.orientations)}
         torn = dict.fromkeys(self.torn, "torn or folded (it fits neither neighbour, but they fit one another)")
         return dict(sorted({**turned, **torn, **dict.fromkeys(self.blank, "blank")}.items()))
+
+
+def consequence(fault: str) -> str:
+    """What a fault, in the words of `Inspection.faults`, means for the labels of its section."""
+    if fault == "blank":
+        return "its labels rest on its neighbours alone"
+    if fault in WORDS.values():
+        return "it was registered the right way round; `limner stack align` sets it right"
+    return "registration passes it over; look at its labels"
 
 
 def working_grid(shape: tuple[int, int], spacing: Spacing2D) -> tuple[tuple[int, int], Spacing2D]:
@@ -114,6 +142,7 @@ def inspect(
     *,
     max_angle: float = 30.0,
     keep_orientation: bool = False,
+    refined: bool = True,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Inspection:
     """Register every section with the next and the next but one, and tell which are blank, turned, mirrored or torn.
@@ -128,6 +157,8 @@ def inspect(
         Largest rotation of a section beside how it should lie, degrees; below 45.
     keep_orientation : bool
         Take no section for turned or mirrored.
+    refined : bool
+        Refine the transforms, which finding faults does without.
     progress : callable, optional
         Called with the name of a stage, how much of it is done, and how much there is.
 
@@ -157,9 +188,11 @@ def inspect(
     if not keep_orientation:
         orientations = find_orientations(fits.pairs, fits.correlation, n).sure
     between = orientations[fits.pairs[:, 0]] ^ orientations[fits.pairs[:, 1]]
-    start = fits.matrices[np.arange(len(listed)), between]
-    refine = partial(progress, "refinement")
-    matrices, correlation = refine_pairs(images, fits.pairs, between, start, spacing, refine)
+    chosen = np.arange(len(listed)), between
+    matrices, correlation = fits.matrices[chosen], fits.correlation[chosen]
+    if refined:
+        report = partial(progress, "refinement")
+        matrices, correlation = refine_pairs(images, fits.pairs, between, matrices, spacing, report)
     of_all = np.full(len(sections), AS_IS)
     of_all[sound] = orientations
     fit = np.full(len(sections), np.nan)
@@ -170,6 +203,16 @@ def inspect(
     torn = tuple(sound[find_torn(correlation[: max(n - 1, 0)], correlation[max(n - 1, 0) :])].tolist())
     pairs = sound[fits.pairs] if n else fits.pairs
     return Inspection(blank, torn, of_all, fit, pairs, matrices, correlation)
+
+
+def find_faults(
+    sections: NDArray[np.float32], spacing: Spacing2D, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> Inspection:
+    """`inspect` for sections of any size that lie about as they should, without refinement: only to find faults."""
+    shape, step = working_grid((sections.shape[2], sections.shape[3]), spacing)
+    none = np.zeros(sections.shape[1])  # nothing lies beyond
+    small = np.stack([small_section(np.moveaxis(s, 0, -1), spacing, shape, step, none) for s in sections])
+    return inspect(small, step, max_angle=PLACED_ANGLE, refined=False, progress=progress)
 
 
 def find_torn(to_next: NDArray[np.float64], to_next_but_one: NDArray[np.float64]) -> list[int]:
