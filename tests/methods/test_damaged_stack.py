@@ -4,6 +4,7 @@ The harm that a damaged section does to the others, and what becomes of it itsel
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +169,7 @@ def test_a_structure_of_one_neighbour_ends_halfway(sample, undamaged):
     areas = [(found.labels[z] == largest).sum() / (truth[z] == largest).sum() for z in range(N)]
     assert areas[1] > 0.5
     assert max(areas[4:]) < 0.1
-    assert all(a > b - 0.05 for a, b in zip(areas[:6], areas[1:6], strict=False))
+    assert all(a > b - 0.05 for a, b in pairwise(areas[:6]))
     rest = (truth != largest) & (undamaged.labels != largest) & (found.labels != largest)
     rest[list(LABELLED)] = False
     assert np.mean(found.labels[rest] == undamaged.labels[rest]) > 0.98
