@@ -502,7 +502,7 @@ def test_stages_of_another_algorithm_are_made_anew(phantom, method, tmp_path, re
         completed(few, settings, (0, 2, 4), store=store, progress=lambda stage, *_: begun.append(stage))
         return {*begun} - {"label flow", "sections"}, sorted(recomputed)  # these two are told when they are read, too
 
-    computed = {"registration"} | ({"training"} if method == "gem" else set())
+    computed = {"pairs of sections", "registration"} | ({"training"} if method == "gem" else set())
     assert again() == (computed, [1, 3])
     assert again() == (set(), [])
     calibration = (tmp_path / "calibration.npz").read_bytes()

@@ -59,43 +59,51 @@ def test_a_mirror_image_that_fits_a_little_better_is_no_alarm():
     assert found.sure.tolist() == [0] * 6
 
 
+WALK = 0.3  # step of the anatomy
+
+
 def dense(pairs, steps, of_sections, of_pairs):
-    """Normal errors: mean of the sections given the differences, by matrices."""
+    """Mean of the sections' errors given the differences, of the normal model by dense matrices."""
     n = pairs.max() + 1
     difference = np.zeros((len(pairs), n))
     difference[np.arange(len(pairs)), pairs[:, 1]] = 1
     difference[np.arange(len(pairs)), pairs[:, 0]] = -1
-    covariance = of_sections**2 * difference @ difference.T + of_pairs**2 * np.eye(len(pairs))
-    gain = of_sections**2 * difference.T @ np.linalg.inv(covariance)
-    return gain @ steps
+    walk = WALK**2 * np.minimum.outer(np.arange(n), np.arange(n))
+    spread = difference @ (of_sections**2 * np.eye(n) + walk) @ difference.T + of_pairs**2 * np.eye(len(pairs))
+    return of_sections**2 * difference.T @ np.linalg.inv(spread) @ steps
 
 
 @pytest.fixture
 def chain():
-    """40 sections, errors of 3 each; differences over one and two with errors of .1."""
+    """60 sections with errors of 3 each, on anatomy that wanders; differences over one and two with errors of .1."""
     rng = np.random.default_rng(0)
-    pairs = np.array([(z, z + step) for step in (1, 2) for z in range(40 - step)])
-    true = rng.normal(0, 3, (40, 2))
-    return pairs, true, true[pairs[:, 1]] - true[pairs[:, 0]] + rng.normal(0, 0.1, (len(pairs), 2))
+    pairs = np.array([(z, z + step) for step in (1, 2) for z in range(60 - step)])
+    errors = rng.normal(0, 3, (60, 2))
+    whole = errors + rng.normal(0, WALK, (60, 2)).cumsum(axis=0)
+    return pairs, whole, whole[pairs[:, 1]] - whole[pairs[:, 0]] + rng.normal(0, 0.1, (len(pairs), 2))
 
 
 def test_errors_are_those_of_the_normal_model_with_the_true_scales(chain):
-    pairs, _, steps = chain
-    found = most_likely(pairs, steps, np.ones(len(pairs)), 40)
-    np.testing.assert_allclose(found, dense(pairs, steps, 3, 0.1), atol=0.1)
+    """The scales are estimated, so about; taking the anatomy's way for errors would be .6 off."""
+    pairs, whole, steps = chain
+    found, expected = most_likely(pairs, steps, np.ones(len(pairs)), 60), dense(pairs, steps, 3, 0.1)
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.25
+    chained = whole - whole.mean(axis=0)
+    assert np.sqrt(np.mean((chained - expected) ** 2)) > 0.5
 
 
 def test_a_failed_pair_counts_for_little(chain):
-    pairs, true, steps = chain
+    pairs, _, steps = chain
+    right = most_likely(pairs, steps, np.ones(len(pairs)), 60)
     steps = steps.copy()
     steps[20] += 15
     wrong = dense(pairs, steps, 3, 0.1)
-    found = most_likely(pairs, steps, np.ones(len(pairs)), 40)
+    found = most_likely(pairs, steps, np.ones(len(pairs)), 60)
 
     def worst(errors):
-        return np.abs(np.diff(errors - true, axis=0)).max()
+        return np.abs(errors - right).max()
 
-    assert worst(found) < 0.5 < 3 < worst(wrong)
+    assert worst(found) < 0.8 < 2 < worst(wrong)
 
 
 def test_curved_anatomy_stays_curved():
@@ -103,7 +111,7 @@ def test_curved_anatomy_stays_curved():
     pairs = np.array([(z, z + step) for step in (1, 2) for z in range(60 - step)])
     rng = np.random.default_rng(0)
     steps = 0.1 * (pairs[:, 1] - pairs[:, 0])[:, None] + rng.normal(0, 0.03, (len(pairs), 1))
-    assert np.abs(most_likely(pairs, steps, np.ones(len(pairs)), 60)).max() < 0.3
+    assert np.abs(most_likely(pairs, steps, np.ones(len(pairs)), 60)).max() < 0.1
 
 
 def test_what_nothing_was_measured_of_is_zero():
@@ -130,9 +138,9 @@ def test_poses_undo_rotations_shifts_and_flips():
     poses = solve_poses(pairs, matrices, orientations, centres, np.ones((len(pairs), 2)))
     found = to_matrices(poses, orientations, centres)
     np.testing.assert_allclose(np.linalg.det(found[:, :, :2]), np.prod(flips, axis=1))
-    # up to one rotation and shift of the whole stack: neighbours fit one another
+    # up to a slow drift: neighbours fit one another, which before were .2 radians and 1 mm off
     back = np.linalg.inv(found[:, :, :2])
     relative = back @ true[:, :, :2]
-    np.testing.assert_allclose(relative, np.broadcast_to(relative[0], relative.shape), atol=5e-3)
+    assert np.abs(np.diff(relative[:, 1, 0])).max() < 0.05
     at = np.einsum("nij,nj->ni", back, centres - found[:, :, 2])
-    assert np.abs(np.diff(at, axis=0)).max() < 0.05
+    assert np.abs(np.diff(at, axis=0)).max() < 0.25

@@ -4,7 +4,15 @@ from scipy import ndimage
 
 from limner.registration.section_pairs import LEFT_TO_RIGHT, TOP_TO_BOTTOM, TURNED
 from limner.registration.section_resampling import moved
-from limner.registration.stack_alignment import Inspection, align, find_blank, find_torn, inspect, reach
+from limner.registration.stack_alignment import (
+    Inspection,
+    align,
+    find_blank,
+    find_faults,
+    find_torn,
+    inspect,
+    reach,
+)
 
 SPACING = (0.1, 0.12)  # mm
 SHAPE = (72, 80)
@@ -161,3 +169,13 @@ def test_reach_of_tissue_that_is_moved():
     found = reach(section, (0.1, 0.1), matrix, ())
     np.testing.assert_allclose(found, (2.0, 0.5), atol=1e-6)
     assert reach(section, (0.1, 0.1), matrix, (0,)) == (0.0, 0.0)
+
+
+def test_faults_of_sections_in_full_size(brain):
+    """Bright background, and sides that the reduction does not divide: no rim is taken for tissue."""
+    large = ndimage.zoom(brain[:, :70, :77], (1, 4, 4), order=1)[:, :, :301]
+    large[3] = large[3, ::-1, ::-1]
+    large[6] = BACKGROUND
+    found = find_faults(large[:, None].astype(np.float32), (0.03, 0.03))
+    assert found.faults() == {3: "turned by 180 degrees", 6: "blank"}
+    assert np.nanmin(found.fit) > 0.9

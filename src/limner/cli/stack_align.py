@@ -23,7 +23,7 @@ from limner.io import SectionStack, label_type, open_sections, read_label_volume
 from limner.io.sections import border_median
 from limner.io.transforms import SectionTransforms, read_transforms, write_transforms
 from limner.registration.section_resampling import moved, small_section
-from limner.registration.stack_alignment import align, inspect, reach, working_grid
+from limner.registration.stack_alignment import WORDS, align, inspect, reach, working_grid
 from limner.run_record import RunRecord, hash_file
 
 ALGORITHM = 1  # raised with every change that alters results
@@ -113,7 +113,7 @@ class StackAlign:
         blank = tuple(z for z, found in enumerate(given.found) if found == "blank")
         labels = largest_label(self.labels, stack) if self.labels is not None else None
         shape = canvas_of(stack, reach(small, spacing, given.matrices, blank))
-        return Aligned(stack, given, on_canvas(stack, shape), self.labels, labels, self.keep_orientation)
+        return Aligned(stack, given, on_canvas(stack, shape), self.labels, labels)
 
     def _user_files(self) -> dict[str, Path]:
         optional = {"--labels": self.labels, "--transforms": self.transforms, "--back": self.back}
@@ -266,8 +266,6 @@ class Aligned:
         To be moved along.
     largest : int or None
         The largest of the labels.
-    keep_orientation : bool
-        Whether turned sections were left as they are.
     """
 
     stack: SectionStack
@@ -275,7 +273,6 @@ class Aligned:
     aligned: SectionStack
     labels: Path | None
     largest: int | None
-    keep_orientation: bool
 
     @property
     def summary(self) -> str:
@@ -292,10 +289,9 @@ class Aligned:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is wrong with which sections."""
-        done = {"turned": "set right", "mirror": "set right", "torn o": "aligned as well as it goes; look at it"}
-        done["blank"] = "left as it is"
+        what = {"blank": "left as it is", **dict.fromkeys(WORDS.values(), "set right")}
         return tuple(
-            f"Section {name} is {found}; {done.get(found[:6], 'look at it')}."
+            f"Section {name} is {found}; {what.get(found, 'aligned as well as it goes: look at it')}."
             for name, found in zip(self.stack.names, self.transforms.found, strict=True)
             if found
         )

@@ -1,10 +1,9 @@
 """How the sections of a stack lie: which are turned or mirrored, and the rotation and shift that make neighbours fit.
 
 Chained registrations of neighbours drift, and straighten anatomy that is curved along the stack. Pairs at one and two
-sections' distance are therefore put together with what is known of the sections as given: each lies where it should but
-for an error of its own. How large that error is beside that of the pairs is estimated from the pairs themselves. A
-stack that lies well already stays as it is; one whose sections each lie differently is smoothed over as many sections
-as the pairs bear.
+sections' distance are therefore taken for sums of three: an error of each section as given, on its own; a random walk
+of the anatomy, which is no error and stays; and errors of the pairs. How large each is, is estimated from the pairs
+themselves. A stack that lies well already stays as it is; one whose sections each lie differently becomes smooth.
 
 References
 ----------
@@ -28,6 +27,10 @@ SHARE = 0.02  # nats a section that is not as it is costs: most sections lie rig
 SURE = 0.22  # nats a pair by which another orientation must fit better: 1.25 times less unexplained variance
 DEGREES_OF_FREEDOM = 4.0  # of the errors of pairs: Student's t, so that a failed pair counts for little
 ROUNDS = 8  # of weighing pairs anew
+# what is expected of the anatomy's steps beside the errors of sections, and how many nats off that is taken for one
+# deviation: a few sections cannot tell the two apart, and then errors are the likelier
+ANATOMY, ANATOMY_NATS = 0.1, 1.5
+ANCHOR = 1e-6  # of the precision of a step of the anatomy: holds the anatomy of the whole stack near 0
 NARROWEST, WIDEST = 1e3, 20.0  # times less, or more, than the differences: the scales that are tried
 NATS = 1e-4  # of unexplained variance, below which fits are equally good
 
@@ -205,8 +208,9 @@ def most_likely(
 ) -> NDArray[np.float64]:
     """Errors of sections given measured differences between them.
 
-    Differences are true ones plus errors (Student's t), and what sections differ by is normal around 0; both scales
-    are those under which the differences are likeliest.
+    Differences are those of the sections' errors, which are normal around 0; of what the anatomy does along the stack,
+    which is a random walk and stays; and errors of the measurements (Student's t). The three scales are those under
+    which the differences are likeliest, with a weak preference for steps of the anatomy a tenth of the errors.
 
     Parameters
     ----------
@@ -236,18 +240,24 @@ def most_likely(
     weights = 1 / uncertainty**2
     spread = max(float(np.sqrt(np.mean(steps**2))), 1e-12)
     lowest, highest = np.log(spread / NARROWEST), np.log(spread * WIDEST)
-    found, scales = np.zeros((n, steps.shape[1])), np.log([spread, spread / 3])
+    found, scales = np.zeros((n, steps.shape[1])), np.log([spread, spread / 10, spread / 10])
+
+    def cost(logs: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+        kept = np.clip(logs, lowest, highest)
+        unusual = (kept[1] - kept[0] - math.log(ANATOMY)) / ANATOMY_NATS
+        return 0.5 * unusual**2 - _log_evidence(pairs, steps, weights, n, np.exp(kept))[0]
+
     for _ in range(ROUNDS):
         fit = optimize.minimize(
-            lambda logs, w=weights: -_log_evidence(pairs, steps, w, n, np.exp(np.clip(logs, lowest, highest)))[0],
+            cost,
             scales,
+            args=(weights,),
             method="Nelder-Mead",
-            options={"xatol": 0.02, "fatol": 0.02, "maxiter": 60},
+            options={"xatol": 0.05, "fatol": 0.05, "maxiter": 120},
         )
         scales = np.clip(fit.x, lowest, highest)
-        found = _log_evidence(pairs, steps, weights, n, np.exp(scales))[1]
-        errors = found[pairs[:, 1]] - found[pairs[:, 0]] - steps
-        squares = (errors**2).mean(axis=1) / (uncertainty * math.exp(scales[1])) ** 2
+        found, errors = _log_evidence(pairs, steps, weights, n, np.exp(scales))[1:]
+        squares = (errors**2).mean(axis=1) / (uncertainty * math.exp(scales[2])) ** 2
         weights = (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + squares) / uncertainty**2
     return found
 
@@ -258,22 +268,36 @@ def _log_evidence(
     weights: NDArray[np.float64],
     n: int,
     scales: NDArray[np.float64],
-) -> tuple[float, NDArray[np.float64]]:
-    """Log density of the differences, up to a constant, and the most likely errors; scales: of sections, of pairs."""
-    of_sections, of_pairs = (float(s) for s in scales)
-    precision = weights / of_pairs**2
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """Log density of the differences up to a constant, likeliest errors of sections and of pairs.
+
+    The scales are those of errors of sections, of steps of the anatomy, and of errors of pairs. Unknown are, for each
+    section in turn, its error and where the anatomy has wandered to: their precision matrix is banded.
+    """
+    of_sections, of_anatomy, of_pairs = (float(s) for s in scales)
     first, second = pairs.T
-    reach = int(np.abs(second - first).max())
-    bands = np.zeros((reach + 1, n))  # of the banded precision matrix, lower form
-    bands[0] = 1 / of_sections**2
-    np.add.at(bands[0], first, precision)
-    np.add.at(bands[0], second, precision)
-    np.add.at(bands, (np.abs(second - first), np.minimum(first, second)), -precision)
-    towards = np.zeros((n, steps.shape[1]))
-    np.add.at(towards, second, precision[:, None] * steps)
-    np.add.at(towards, first, -precision[:, None] * steps)
+    precision = weights / of_pairs**2
+    reach = 2 * int(np.abs(second - first).max()) + 1
+    prior = np.zeros((reach + 1, 2 * n))  # lower form: [j - i, i] holds row j, column i
+    prior[0, ::2] = 1 / of_sections**2
+    step = 1 / of_anatomy**2
+    prior[0, 1:-2:2] += step
+    prior[0, 3::2] += step
+    prior[2, 1:-2:2] = -step
+    prior[0, 1::2] += ANCHOR * step  # only differences matter; this fixes the rest
+    bands = prior.copy()
+    towards = np.zeros((2 * n, steps.shape[1]))
+    signed = [(2 * second + k, 1.0) for k in (0, 1)] + [(2 * first + k, -1.0) for k in (0, 1)]
+    for index, sign in signed:
+        np.add.at(towards, index, sign * precision[:, None] * steps)
+        for other, other_sign in signed:
+            lower = index >= other
+            at = (index - other)[lower], other[lower]
+            np.add.at(bands, at, sign * other_sign * precision[lower])
     factor = linalg.cholesky_banded(bands, lower=True)
-    found = linalg.cho_solve_banded((factor, True), towards)
-    square = (precision[:, None] * steps**2).sum() - (towards * found).sum()
-    log_determinant = 2 * np.log(factor[0]).sum() + 2 * n * math.log(of_sections) - np.log(precision).sum()
-    return -0.5 * float(square + steps.shape[1] * log_determinant), found
+    unknown = linalg.cho_solve_banded((factor, True), towards)
+    whole = unknown[::2] + unknown[1::2]
+    square = (precision[:, None] * steps**2).sum() - (towards * unknown).sum()
+    log_determinant = 2 * np.log(factor[0]).sum() - 2 * np.log(linalg.cholesky_banded(prior, lower=True)[0]).sum()
+    evidence = -0.5 * float(square + steps.shape[1] * (log_determinant - np.log(precision).sum()))
+    return evidence, unknown[::2], whole[second] - whole[first] - steps

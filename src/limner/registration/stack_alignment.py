@@ -210,8 +210,10 @@ def find_faults(
 ) -> Inspection:
     """`inspect` for sections of any size that lie about as they should, without refinement: only to find faults."""
     shape, step = working_grid((sections.shape[2], sections.shape[3]), spacing)
-    none = np.zeros(sections.shape[1])  # nothing lies beyond
-    small = np.stack([small_section(np.moveaxis(s, 0, -1), spacing, shape, step, none) for s in sections])
+    level = border_level(sections)
+    small = np.stack(
+        [small_section(np.moveaxis(s, 0, -1), spacing, shape, step, b) for s, b in zip(sections, level, strict=True)]
+    )
     return inspect(small, step, max_angle=PLACED_ANGLE, refined=False, progress=progress)
 
 
@@ -246,9 +248,13 @@ def find_torn(to_next: NDArray[np.float64], to_next_but_one: NDArray[np.float64]
 
 def standing_out(sections: NDArray[np.float32]) -> NDArray[np.float32]:
     """Distance of each pixel from the median of its section's border, shape (Z, C, Y, X)."""
+    return np.abs(sections - border_level(sections)[:, :, None, None]).astype(np.float32)
+
+
+def border_level(sections: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Median of each section's outermost pixels, (Z, C)."""
     border = [sections[:, :, 0], sections[:, :, -1], sections[..., 0], sections[..., -1]]
-    level = np.median(np.concatenate(border, axis=2), axis=2)
-    return np.abs(sections - level[:, :, None, None]).astype(np.float32)
+    return np.median(np.concatenate(border, axis=2), axis=2).astype(np.float32)
 
 
 def align(sections: NDArray[np.float32], spacing: Spacing2D, inspection: Inspection) -> NDArray[np.float64]:
