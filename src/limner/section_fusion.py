@@ -20,6 +20,7 @@ from limner.intensity import to_8_bit
 from limner.label_fusion import Interpolation, atlas_log_weights, blend, fuse, interpolation_weights
 from limner.registration.label_flow import Options, few, follow, label_velocity
 from limner.registration.section_warps import SectionWarps
+from limner.registration.stack_alignment import Inspection
 from limner.registration.warp import compose, covers, warp
 from limner.volume import Volume
 
@@ -86,6 +87,8 @@ class SectionFusion:
         rho is this over `spread`; see `fit_rho`. Unit: LogOdds per mm, times sqrt(mm).
     flows : dict of (int, int) to Tensor
         Those of `flow` that were found before; others are found when they are asked for.
+    inspection : Inspection, optional
+        What is wrong with which sections; None: not looked for.
     """
 
     images: NDArray[np.float32]
@@ -98,6 +101,7 @@ class SectionFusion:
     warps: SectionWarps | None = None
     rho_scale: float = math.nan
     flows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    inspection: Inspection | None = None
 
     @classmethod
     def of_stack(cls, images: Volume, annotations: SectionLabels, options: FusionOptions, device: str) -> SectionFusion:
@@ -161,6 +165,11 @@ class SectionFusion:
         """Labelled sections that can speak for `z` when it or any other is left out: three each way."""
         before, after = [a for a in self.labelled if a < z], [a for a in self.labelled if a > z]
         return before[-3:] + after[:3]
+
+    @property
+    def misleading(self) -> frozenset[int]:
+        """Sections that a network must not be shown: blank, turned or mirrored."""
+        return frozenset() if self.inspection is None else self.inspection.misleading
 
     def inputs(self, z: int) -> list[Any]:
         """Everything that `evidence` depends on, beyond options and scales: to tell when it must be made anew."""

@@ -1,5 +1,7 @@
 """Results written section by section, against `write_result` and through other libraries."""
 
+from dataclasses import replace
+
 import imageio.v3 as iio
 import nibabel
 import nrrd
@@ -10,7 +12,7 @@ import tensorstore
 import tifffile
 import zarr
 
-from limner.io import label_type, open_sections, read, write_ome_zarr, write_result, write_sections
+from limner.io import label_type, open_sections, read, write_images, write_ome_zarr, write_result, write_sections
 from limner.space import Space
 from limner.volume import MadeSections, Volume
 
@@ -281,3 +283,46 @@ def test_label_type():
     assert [label_type(n).itemsize for n in largest] == [1, 1, 2, 2, 4, 4]
     with pytest.raises(ValueError, match="largest label is 4294967296; files hold up to 4294967295"):
         label_type(2**32)
+
+
+# ---- images ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("form", FORMS)
+def test_images_come_back_in_their_form_and_type(tmp_path, form, dtype, colour):
+    path = make_stack(tmp_path, form)
+    stack = open_sections(path, spacing=SPACING)
+    stack = replace(stack, sections=tuple(replace(section, dtype=np.dtype(dtype)) for section in stack))
+    pixels = (np.random.default_rng(0).random((*SHAPE, *(3,) * colour)) * 250).astype(dtype)
+    written = write_images(tmp_path / "out", "images", iter(pixels), stack, colour)
+    back = read(written, spacing=SPACING)
+    assert back.pixels.dtype == dtype
+    np.testing.assert_array_equal(back.pixels, pixels)
+    assert open_sections(written).spacing == (None if form == ".folder" and dtype is np.uint8 else stack.spacing)
+
+
+def test_images_along_another_axis(tmp_path):
+    path = make_stack(tmp_path, ".zarr")
+    stack = open_sections(path, section_axis="y")
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 5, 71, 3), np.uint8)
+    written = write_images(tmp_path / "out", "images", iter(pixels), stack, True)
+    np.testing.assert_array_equal(read(written, section_axis="y").pixels, pixels)
+
+
+def test_tiff_sections_stay_tiff(tmp_path):
+    (tmp_path / "stack").mkdir()
+    for i in range(3):
+        tifffile.imwrite(tmp_path / "stack" / f"s{i}.tif", np.zeros((4, 5), np.uint8))
+    stack = open_sections(tmp_path / "stack", spacing=SPACING)
+    written = write_images(tmp_path / "out", "images", iter(np.ones((3, 4, 5), np.uint8)), stack, False)
+    assert sorted(p.name for p in written.iterdir()) == ["s0.tif", "s1.tif", "s2.tif"]
+    np.testing.assert_allclose(open_sections(written).spacing, SPACING)
+
+
+def test_images_of_another_type_are_refused(tmp_path):
+    stack = open_sections(make_stack(tmp_path, ".tif"))
+    with pytest.raises(ValueError, match="is float64 of shape"):
+        write_images(tmp_path / "out", "images", iter(np.zeros(SHAPE)), stack, False)
+    assert not list((tmp_path / "out").iterdir())

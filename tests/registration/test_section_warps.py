@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from limner.registration.section_warps import SectionWarps, register_sections
+from limner.registration.section_warps import SectionWarps, links, register_sections
 from limner.registration.velocity_field import Options
-from limner.registration.warp import compose
+from limner.registration.warp import compose, warp
 
 SHAPE = (40, 50)
 COARSE = (20, 25)
@@ -102,3 +102,67 @@ def test_registered_shift_is_found_in_both_directions(make_phantom):
         assert np.median(found[0][inside]) == pytest.approx(sign * 0.15, abs=0.03)
         assert np.median(found[1][inside]) == pytest.approx(0, abs=0.03)
     assert not warps.displacement(2, 1).any()
+
+
+# ---- sections that are no links of the chain ------------------------------------------------------------------------
+
+
+def around():
+    """Sections 0 to 5, of which 2 is torn and 3 blank: from 1 to 4 everything lies 1 mm further down."""
+    fields = {}
+    for z, a, y in [(1, 0, 0.1), (4, 1, -1.0), (5, 4, 0.2), (2, 1, 0.03)]:
+        fields[z, a], fields[a, z] = shift(y, 0.0), shift(-y, 0.0)
+    return SectionWarps(fields, SHAPE, SPACING, anchors={2: 1, 3: 4})
+
+
+@pytest.mark.parametrize(
+    ("z", "atlas", "expected"),
+    [
+        (0, 5, -0.1 + 1.0 - 0.2),
+        (5, 0, 0.1 - 1.0 + 0.2),
+        (2, 0, 0.03 + 0.1),
+        (2, 5, 0.03 + 1.0 - 0.2),
+        (0, 2, -0.1 - 0.03),
+        (3, 5, -0.2),  # it stands where 4 stands
+        (3, 0, -1.0 + 0.1),
+        (5, 3, 0.2),
+        (2, 3, 0.03 + 1.0),
+        (3, 2, -1.0 - 0.03),
+        (2, 1, 0.03),
+    ],
+)
+def test_a_chain_passes_over_torn_and_blank_sections(z, atlas, expected):
+    torch.testing.assert_close(around().displacement(z, atlas)[0, 0], torch.full(SHAPE, float(expected)))
+
+
+def test_anchors_come_back_from_arrays():
+    assert SectionWarps.from_arrays(around().to_arrays()).anchors == {2: 1, 3: 4}
+
+
+@pytest.mark.parametrize(
+    ("n", "blank", "torn", "expected"),
+    [
+        (4, (), (), ([(1, 0), (2, 1), (3, 2)], {})),
+        (4, (0,), (3,), ([(2, 1), (3, 2)], {0: 1, 3: 2})),
+        (6, (2, 3), (), ([(1, 0), (4, 1), (5, 4)], {2: 1, 3: 4})),
+        (3, (1,), (1,), ([(2, 0)], {1: 0})),
+        (2, (0, 1), (), ([], {})),
+    ],
+)
+def test_links(n, blank, torn, expected):
+    assert links(n, blank, torn) == expected
+
+
+@pytest.mark.parametrize(("orientation", "axes"), [(1, (0,)), (2, (1,)), (3, (0, 1))])
+def test_a_flipped_section_is_registered_the_right_way_round(make_phantom, orientation, axes):
+    """Displacements lead from each pixel of the flipped section to its match, and back."""
+    image, _ = make_phantom((48, 56))
+    image = image.astype(np.float32)
+    image[10:16, 12:20] += 100
+    flipped = np.flip(np.roll(image, 2, axis=0), axes)
+    stack = np.stack([image, flipped])[:, None].astype(np.float32)
+    warps = register_sections(stack, [(1, 0)], (0.05, 0.05), start="none", orientations={1: orientation})
+    for z, atlas, expected in ((1, 0, flipped), (0, 1, image)):
+        moved = warp(torch.from_numpy(stack[atlas][None].copy()), warps.displacement(z, atlas), (0.05, 0.05))[0, 0]
+        inner = np.s_[8:-8, 8:-8]
+        assert np.corrcoef(moved.numpy()[inner].ravel(), expected[inner].ravel())[0, 1] > 0.97

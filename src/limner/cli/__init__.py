@@ -1,4 +1,4 @@
-"""The command line: ``limner stack complete|suggest``, ``scribbles fit|segment``, ``nuclei fit|segment``,
+"""The command line: ``limner stack complete|suggest|align``, ``scribbles fit|segment``, ``nuclei fit|segment``,
 ``membranes fit|segment``, ``prior fit|segment``, ``evaluate labels|objects|neurites``, ``info``, ``demo``.
 
 Each command is a frozen dataclass in a room of its own, whose fields become its options and whose `run` does the work.
@@ -23,6 +23,7 @@ HELP = {
     "stack": "Stacks of sections of which some are labelled.",
     "stack complete": "Label every section of a stack of which some sections are labelled.",
     "stack suggest": "Say which sections of a completed stack to label next, and why.",
+    "stack align": "Turn and shift the sections of a stack so that neighbours fit, and labels with them.",
     "scribbles": "Organs in 3D from a few strokes on a few sections.",
     "scribbles fit": "Train a model on volumes in which organs are labelled in full.",
     "scribbles segment": "Make organs in 3D of strokes, with or without a trained model.",
@@ -45,6 +46,7 @@ HELP = {
 # commands whose settings come from a method, which imports torch: where their classes live
 METHODS = {
     "stack complete": ("stack_complete", "StackComplete"),
+    "stack align": ("stack_align", "StackAlign"),
     "scribbles fit": ("scribbles_fit", "ScribblesFit"),
     "scribbles segment": ("scribbles_segment", "ScribblesSegment"),
     "nuclei fit": ("nuclei_fit", "NucleiFit"),

@@ -24,7 +24,7 @@ RESULTS = (
         "objects",
         "sections",
     ),
-    *("samples", "transforms", "volumes", "dice", "report"),
+    *("images", "samples", "transforms", "volumes", "dice", "report"),
 )
 
 

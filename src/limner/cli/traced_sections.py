@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,13 @@ from numpy.typing import NDArray
 
 from limner.cli.arguments import parse_indices
 from limner.cli.image_files import hash_stack
-from limner.io import SectionStack, open_sections, read_label_image, read_labels
-from limner.io.ome_zarr import is_ome_zarr
-from limner.io.sections import list_sections
+from limner.cli.section_labels import Labels, is_folder, labels_of
+from limner.io import open_sections
 from limner.methods.membranes import TracedSection
 from limner.metrics.neurites import cells_of_labels
 from limner.run_record import hash_inputs
-from limner.space import Space
-from limner.volume import Volume
 
 FEW_VALUES, FLAT = 16, 0.5  # values from which labels are looked at; share of neighbours that are alike in labels
-ANY_SPACING = (1.0, 1.0, 1.0)  # in mm, where IMAGES state none: membranes are found without
-Labels = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def read_traced(images: Path, labels: Path, membrane_is: int = 0, section_axis: 
     """
     stack = open_sections(images, section_axis=section_axis)
     sections, values, of_one_value, files = {}, set[int](), [], []
-    for z, file, traced in _labels_of(labels, stack):
+    for z, file, traced in labels_of(labels, stack):
         files.append(file.name)
         present = np.unique(traced).tolist()
         if len(present) == 1:
@@ -111,34 +106,6 @@ def membrane_of_labels(labels: Labels, membrane_is: int) -> NDArray[np.bool_]:
     return ~cells_of_labels(np.where(labels == membrane_is, 0, labels.astype(np.int64) + 1))
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not is_ome_zarr(path)
-
-
-def _labels_of(path: Path, stack: SectionStack) -> Iterator[tuple[int, Path, Labels]]:
-    """Of every section that has labels its index, the file of its labels, and these, shape (Y, X)."""
-    if _is_folder(path) and stack.source.kind == "folder":
-        yield from _labels_of_files(path, stack)
-        return
-    shape = (len(stack), *stack[0].shape)
-    space = Space(shape, stack.spacing or ANY_SPACING, stack.origin, stack.direction)
-    source = replace(stack.source, file_spacing=stack.spacing)
-    like = Volume(np.broadcast_to(np.uint8(0), shape), space, source)  # no pixel of it is looked at
-    found = read_labels(path, like, labelled=range(len(stack))).label_map.labels
-    yield from ((z, path, labels) for z, labels in enumerate(found))
-
-
-def _labels_of_files(folder: Path, stack: SectionStack) -> Iterator[tuple[int, Path, Labels]]:
-    index_of = {Path(name).stem: z for z, name in enumerate(stack.names)}
-    for file in list_sections(folder):
-        if file.stem not in index_of:
-            raise ValueError(
-                f"LABELS: {file} is named like no section of {stack.source.path}; name each label file like its image "
-                f"(the first is {stack.names[0]})"
-            )
-        yield index_of[file.stem], file, read_label_image(file)
-
-
 def _check_size(file: Path, labels: Labels, name: str, image: NDArray[Any]) -> None:
     if labels.shape != image.shape:
         raise ValueError(
@@ -164,7 +131,7 @@ def _check_values(path: Path, values: Collection[int], membrane_is: int) -> None
 
 def _hashes(path: Path, names: Sequence[str]) -> dict[str, str]:
     """Of a folder those of the files of these names."""
-    return hash_inputs(path, names) if _is_folder(path) else hash_stack(path)
+    return hash_inputs(path, names) if is_folder(path) else hash_stack(path)
 
 
 def choose_sections(text: str, traced: Traced) -> list[str]:

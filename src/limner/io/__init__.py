@@ -13,7 +13,7 @@ from limner.io.labels import read_label_image, read_label_volume, read_labels
 from limner.io.ome_zarr import LabelStream, write_ome_zarr
 from limner.io.outlines import Outline, trace
 from limner.io.positions import read_positions
-from limner.io.results import label_type, write_result, write_sections
+from limner.io.results import label_type, write_images, write_result, write_sections
 from limner.io.section_stack import Section, SectionStack, open_sections
 from limner.io.slide import Level, Slide, open_slide
 
@@ -41,6 +41,7 @@ __all__ = [
     "read_positions",
     "read_table",
     "trace",
+    "write_images",
     "write_ome_zarr",
     "write_result",
     "write_sections",

@@ -63,14 +63,14 @@ class Content:
 
 @dataclass(frozen=True)
 class Pages:
-    """Sections (Y, X) that are made one by one, once, in order: those of a file too large to be held in memory.
+    """Sections that are made one by one, once, in order: those of a file too large to be held in memory.
 
     Parameters
     ----------
     sections : iterable of ndarray
-        Z sections, all of shape (Y, X) and type `dtype`.
+        Z sections, all of shape (Y, X) or, in colours, (Y, X, 3), and of type `dtype`.
     shape : tuple of int
-        (Z, Y, X).
+        (Z, Y, X) or (Z, Y, X, 3).
     dtype : dtype
         Of every section.
     section_axis : {0, 1, 2}
@@ -78,7 +78,7 @@ class Pages:
     """
 
     sections: Iterable[NDArray[Any]]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
     section_axis: int = 0
 
@@ -89,8 +89,8 @@ class Pages:
 
     @property
     def file_shape(self) -> tuple[int, int, int]:
-        """Shape of the file's own array."""
-        lengths = list(self.shape[1:])
+        """Shape of the file's own array, without colours."""
+        lengths = list(self.shape[1:3])
         lengths.insert(self.section_axis, self.shape[0])
         return lengths[0], lengths[1], lengths[2]
 

@@ -446,14 +446,18 @@ def _copy_by_chunks(pixels: NDArray[Any], array: zarr.Array[Any]) -> None:
 
 def _copy_by_slabs(pages: Pages, array: zarr.Array[Any]) -> None:
     """Slabs as deep as the chunks along the sections' axis, so that each chunk is written once."""
-    axis = pages.section_axis + len(array.shape) - 3  # of a single section the array has no z
-    depth = array.chunks[axis] if axis >= 0 else 1
+    colour = len(pages.shape) - 3
+    flat = len(array.shape) - colour == 2  # of a single plane the array has no z
+    axis = pages.section_axis - flat + colour
+    one = axis < colour  # and that plane is the section
+    depth = 1 if one else array.chunks[axis]
     region = [slice(None)] * len(array.shape)
     start = 0
     for slab in pages.slabs(depth):
-        if axis >= 0:
+        if not one:
             region[axis] = slice(start, start + slab.shape[pages.section_axis])
-        array[tuple(region)] = slab if len(array.shape) == 3 else slab[0]
+        kept = slab[0] if flat else slab
+        array[tuple(region)] = np.moveaxis(kept, -1, 0) if len(pages.shape) == 4 else kept
         start += depth
 
 

@@ -24,6 +24,7 @@ from limner.space import Space
 from limner.volume import LabelTable, MadeSections, Source, Volume
 
 LABEL_TYPES = (np.uint8, np.uint16, np.uint32)
+JPEG = (".jpg", ".jpeg")
 # Formats of two files are written as one.
 SINGLE_FILE_ENDINGS = {".mhd": ".mha", ".nhdr": ".nrrd"}
 
@@ -156,6 +157,71 @@ def write_sections(
     return _write_file(folder, stem, pages, _Geometry(stack.spacing, stack.origin, stack.direction), source, None)
 
 
+def write_images(
+    folder: str | Path, stem: str, sections: Iterable[NDArray[Any]], stack: SectionStack, colour: bool
+) -> Path:
+    """Write images section by section, in the form of a stack and in its type of pixels.
+
+    Parameters
+    ----------
+    folder, stem
+        As of `write_sections`, and so is how much is in memory.
+    sections : iterable of ndarray
+        Shape (Y, X) of each section of `stack`, in order, or (Y, X, 3) where `colour`.
+    stack : SectionStack
+        Its form, geometry and type of pixels are those of the result. Of a folder comes a folder with one file a
+        section: TIFF where the stack has TIFF, else PNG, but TIFF for what PNG cannot hold.
+    colour : bool
+        Whether the sections are RGB.
+
+    Returns
+    -------
+    Path
+        The file or folder written, as of `write_sections`.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer sections than the stack has, one has another shape or type, or the result would
+        replace the stack itself.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import tifffile
+    >>> from limner.io.section_stack import open_sections
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tifffile.imwrite(f"{folder}/a.tif", np.zeros((3, 4, 5, 3), np.uint8), photometric="rgb")
+    ...     stack = open_sections(f"{folder}/a.tif")
+    ...     path = write_images(folder, "inverse", (255 - s.pixels() for s in stack), stack, colour=True)
+    ...     tifffile.imread(path).shape
+    (3, 4, 5, 3)
+    """
+    folder, source, kind = Path(folder), stack.source, stack[0].dtype
+    checked = _images_checked(iter(sections), stack, (3,) * colour)
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.kind == "folder":
+        as_png = kind in ((np.uint8,) if colour else (np.uint8, np.uint16)) and source.extension in (".png", *JPEG)
+        return _write_folder(_target(folder, stem, source), checked, kind, stack.spacing, source, as_png)
+    pages = Pages(checked, (len(stack), *stack[0].shape, *(3,) * colour), kind, source.section_axis)
+    geometry = _Geometry(stack.spacing, stack.origin, stack.direction)
+    return _write_file(folder, stem, pages, geometry, source, None, images=True)
+
+
+def _images_checked(
+    given: Iterator[NDArray[Any]], stack: SectionStack, channels: tuple[int, ...]
+) -> Iterator[NDArray[Any]]:
+    """The sections, as many as the stack has, each of the right shape and type."""
+    for own, section in zip(stack, given, strict=True):
+        expected = (*own.shape, *channels)
+        if section.shape != expected or section.dtype != own.dtype:
+            raise ValueError(
+                f"write_images(): section {own.name} is {section.dtype} of shape {section.shape}; give {own.dtype} of "
+                f"shape {expected}"
+            )
+        yield section
+
+
 def label_type(largest: int) -> np.dtype[Any]:
     """The smallest of uint8, uint16 and uint32 that holds labels up to `largest`.
 
@@ -222,19 +288,20 @@ def _write_file(
     geometry: _Geometry,
     source: Source,
     table: LabelTable | None,
+    images: bool = False,
 ) -> Path:
-    """One file or OME-Zarr of pixels in the file's own order of axes."""
+    """One file or OME-Zarr of pixels in the file's own order of axes; integers are labels unless they are `images`."""
     target = _target(folder, stem + SINGLE_FILE_ENDINGS.get(source.extension, source.extension), source)
     placed = geometry.in_file_order(source.section_axis)
     if source.kind == "ome-zarr":
-        _write_zarr(target, pages, placed, source, table)
+        _write_zarr(target, pages, placed, source, None if images or pages.dtype.kind not in "iu" else table or {})
         return target
     by_page = source.kind == "tiff" and source.section_axis == 0
     pixels = pages if by_page or not isinstance(pages, Pages) else pages.whole()
     if source.extension in OME_TIFF_ENDINGS:
         _write_complete(target, lambda path: save_ome_tiff(path, pixels, placed.spacing))
     elif source.kind == "tiff":
-        _write_complete(target, lambda path: save_tiff(path, pixels, placed.spacing))
+        _write_complete(target, lambda path: save_tiff(path, pixels, placed.spacing, len(pixels.shape) == 4))
     else:
         whole, bare = np.asarray(pixels), placed.spacing is None
         space = Space(
@@ -276,13 +343,12 @@ def _write_complete(target: Path, write: Callable[[Path], None]) -> None:
 def _write_zarr(
     target: Path, pixels: NDArray[Any] | Pages, placed: _Geometry, source: Source, table: LabelTable | None
 ) -> None:
-    """Integers are labels, with or without names. An earlier result makes way when the new one is complete."""
-    labels = (table or {}) if pixels.dtype.kind in "iu" else None
+    """Labels where there is a table, be it empty. An earlier result makes way when the new one is complete."""
     version = ome_zarr_version(source.path)
     name = target.name.removesuffix(source.extension)
     earlier = target.with_name(f".earlier-{target.name}")
     with _partial_folder(target) as partial:
-        save_ome_zarr(partial, pixels, placed.spacing, placed.origin, version=version, table=labels, name=name)
+        save_ome_zarr(partial, pixels, placed.spacing, placed.origin, version=version, table=table, name=name)
         if target.exists():
             shutil.rmtree(earlier, ignore_errors=True)
             target.replace(earlier)
@@ -291,10 +357,15 @@ def _write_zarr(
 
 
 def _write_folder(
-    target: Path, sections: Iterable[NDArray[Any]], dtype: np.dtype[Any], spacing: Triple | None, source: Source
+    target: Path,
+    sections: Iterable[NDArray[Any]],
+    dtype: np.dtype[Any],
+    spacing: Triple | None,
+    source: Source,
+    as_png: bool | None = None,
 ) -> Path:
-    """One file a section, of its own size."""
-    as_png = dtype in (np.uint8, np.uint16)
+    """One file a section, of its own size; PNG for what it holds, unless told."""
+    as_png = dtype in (np.uint8, np.uint16) if as_png is None else as_png
     with _partial_folder(target) as partial:
         partial.mkdir()
         for name, section in zip(source.names, sections, strict=True):
@@ -302,7 +373,7 @@ def _write_folder(
             if as_png:
                 iio.imwrite(file, section, plugin="pillow")
             else:
-                save_tiff(file, section, spacing)
+                save_tiff(file, section, spacing, section.ndim == 3)
         _move_into_place(partial, target)
     return target
 

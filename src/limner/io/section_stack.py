@@ -83,6 +83,18 @@ class Section:
         check_finite(grey, self.name, self.path)
         return grey
 
+    def pixels(self) -> NDArray[Any]:
+        """The whole section, (Y, X), or (Y, X, 3) where it is in colours.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, or NaN or infinity is there.
+        """
+        whole = real_pixels(self.read(0, self.shape[0], 0, self.shape[1]), self.path)
+        check_finite(whole, self.name, self.path)
+        return without_alpha(whole, self.path) if whole.ndim == 3 else whole
+
     def _grey(self, pixels: NDArray[Any]) -> NDArray[Any]:
         colours = without_alpha(pixels, self.path) if pixels.ndim == 3 else pixels
         if colours.ndim == 2:

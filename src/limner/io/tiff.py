@@ -199,15 +199,17 @@ def _cut_into_tiles(sections: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
             yield section[y : y + OME_TILE[0], x : x + OME_TILE[1]]
 
 
-def save_tiff(path: Path, pixels: NDArray[Any] | Pages, spacing: Triple | None) -> None:
-    """Write (Y, X) or (Z, Y, X) pixels, zlib-compressed; spacing (z, y, x) in mm goes into the metadata.
+def save_tiff(path: Path, pixels: NDArray[Any] | Pages, spacing: Triple | None, colour: bool = False) -> None:
+    """Write (Y, X), (Z, Y, X) or, where `colour`, (..., 3) pixels, zlib-compressed; spacing (z, y, x) in mm is stated.
 
     Types that ImageJ knows get its metadata; others, and stacks near 4 GB, the same keys as JSON beside
     resolution tags in cm. Of `Pages` one section is in memory at a time.
     """
-    metadata: dict[str, Any] = {"axes": "ZYX"[-len(pixels.shape) :]}
-    options: dict[str, Any] = {"metadata": metadata, "compression": "zlib", "photometric": "minisblack"}
-    if pixels.dtype in IMAGEJ_TYPES and pixels.nbytes < IMAGEJ_LARGEST_BYTES:
+    metadata: dict[str, Any] = {"axes": "ZYXS"[3 + colour - len(pixels.shape) : 3 + colour]}
+    photometric = "rgb" if colour else "minisblack"
+    options: dict[str, Any] = {"metadata": metadata, "compression": "zlib", "photometric": photometric}
+    known = pixels.dtype == np.uint8 if colour else pixels.dtype in IMAGEJ_TYPES
+    if known and pixels.nbytes < IMAGEJ_LARGEST_BYTES:
         options["imagej"] = True
         if spacing is not None:
             metadata |= {"spacing": spacing[0] * 1e3, "unit": "um"}

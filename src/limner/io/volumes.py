@@ -104,11 +104,11 @@ def detached_names(path: Path) -> tuple[str, ...]:
 
 
 def save_volume(path: Path, pixels: NDArray[Any], space: Space, in_microns: bool = False, bare: bool = False) -> None:
-    """Write pixels (Z, Y, X) with their geometry, compressed where the format allows it.
+    """Write pixels (Z, Y, X) or (Z, Y, X, 3) with their geometry, compressed where the format allows it.
 
     NRRD states it in microns if asked, and where `bare` no geometry at all.
     """
-    image = sitk.GetImageFromArray(np.ascontiguousarray(pixels))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(pixels), isVector=pixels.ndim == 4)
     unit = 1e3 if in_microns else 1.0
     image.SetSpacing([unit * s for s in space.spacing[::-1]])
     image.SetOrigin([unit * o for o in space.origin[::-1]])

@@ -71,7 +71,8 @@ from limner.pixel_classifier import (
     network_log_probabilities,
     train_globally,
 )
-from limner.registration.section_warps import SectionWarps, register_sections
+from limner.registration.section_warps import SectionWarps, links, register_sections
+from limner.registration.stack_alignment import Inspection, consequence, find_faults
 from limner.registration.velocity_field import Options, Start
 from limner.run_record import Store, content_key, hash_file, stored
 from limner.section_fusion import FusionOptions, SectionFusion
@@ -392,7 +393,7 @@ class Model:
     def log_w(self, z: int, left_out: int | None = None) -> tuple[Tensor, list[float], float]:
         """log w of a section at full size (L, Y, X), the objective's history, and mean entropy before GEM."""
         method = self.settings.method
-        if method == "fusion":
+        if method == "fusion" or (method != "network" and z in self.fusion.misleading):
             log_pf = self.fusion.evidence(z, left_out)
             return log_pf, [], entropy(log_pf)
         top, data = self.section_data(z, left_out)
@@ -531,7 +532,8 @@ def fit(
     model, calibration = Model(settings, fusion), dict[str, float]()
     if settings.fusion == "blended" and not settings.rho and settings.method != "network":
         calibration["rho_scale"] = fusion.fit_rho()
-    held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any()]
+    misleading = fusion.misleading
+    held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any() and z not in misleading]
     options = ClassifierOptions(**{n: getattr(settings, n) for n in ClassifierOptions.__dataclass_fields__})
     labels = fusion.labels[list(fusion.labelled)]
     data = (fusion.images, labels, fusion.labelled, fusion.positions)
@@ -548,7 +550,7 @@ def fit(
         fusion.images, fusion.labels, fusion.labelled, fusion.positions, options, tissues, fusion.device
     )
     for name, left_out, part in (("network-1", held_out, (0.0, 0.7)), ("network-2", (), (0.7, 1.0))):
-        known = [z for z in fusion.labelled if z not in left_out]
+        known = [z for z in fusion.labelled if z not in left_out and z not in misleading] or list(fusion.labelled)
         steps = partial(report, "training")
         make = partial(_trained, model.classifier, known, part, tissues, steps)
         model.classifier.load(stored(store, name, key, make))
@@ -664,6 +666,7 @@ def complete(
         return assemble(annotations, {}, {}, {}, (), {})
     seconds: dict[str, float] = {}
     with _timed(seconds, "registration"):
+        fusion.inspection = _inspected(fusion, settings, store, report)
         fusion.warps = _registered(fusion, settings, store, report)
         fusion.flows = _flows(fusion, settings, jobs, store, report)
     with _timed(seconds, "fit"):
@@ -703,16 +706,32 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - began
 
 
+def _inspected(fusion: SectionFusion, settings: Settings, store: Store | None, report: Progress) -> Inspection | None:
+    """What is wrong with which sections; without registration they are taken as they are."""
+    if settings.registration == "none":
+        return None
+    key = content_key(ALGORITHM, fusion.images, fusion.spacing)
+
+    def found() -> dict[str, NDArray[Any]]:
+        return find_faults(fusion.images, fusion.spacing, report).to_arrays()
+
+    return Inspection.from_arrays(stored(store, "inspection", key, found))
+
+
 def _registered(
     fusion: SectionFusion, settings: Settings, store: Store | None, report: Progress
 ) -> SectionWarps | None:
     if settings.registration == "none":
         return None
     n = len(fusion.images)
-    pairs = [(z + 1, z) for z in range(n - 1)]
+    faults = fusion.inspection
+    pairs, anchors = links(n, faults.blank if faults else (), faults.torn if faults else ())
     if settings.registration == "direct":
         pairs = sorted({(max(z, a), min(z, a)) for z in range(n) for a in fusion.labelled_near(z)})
-    key = content_key(ALGORITHM, fusion.images, fusion.spacing, settings.start, settings.stiffness, pairs)
+        anchors = {}
+    orientations = dict(enumerate(faults.orientations.tolist())) if faults else {}
+    setting = (settings.start, settings.stiffness, pairs, sorted(anchors.items()), sorted(orientations.items()))
+    key = content_key(ALGORITHM, fusion.images, fusion.spacing, *setting)
 
     def registered() -> dict[str, NDArray[Any]]:
         options = Options(stiffness=settings.stiffness)
@@ -724,6 +743,8 @@ def _registered(
             options=options,
             device=fusion.device,
             progress=partial(report, "registration"),
+            orientations=orientations,
+            anchors=anchors,
         ).to_arrays()
 
     return SectionWarps.from_arrays(stored(store, "registration", key, registered))
@@ -773,6 +794,8 @@ def _completed(
 
 def _notes(model: Model, annotations: SectionLabels) -> tuple[str, ...]:
     notes = list(model.notes)
+    faults = model.fusion.inspection.faults() if model.fusion.inspection is not None else {}
+    notes += [f"Section {z} is {what}: {consequence(what)}." for z, what in faults.items()]
     for pair in model.fusion.warps.unmatched if model.fusion.warps is not None else ():
         notes.append(f"Sections {pair[1]} and {pair[0]} could not be registered: one is empty or constant.")
     first, last = annotations.labelled[0], annotations.labelled[-1]

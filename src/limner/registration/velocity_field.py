@@ -243,7 +243,7 @@ def _as_batch(image: NDArray[Any] | Tensor, name: str) -> Tensor:
     )
 
 
-def _in_unit_range(image: Tensor) -> tuple[Tensor, Tensor]:
+def in_unit_range(image: Tensor) -> tuple[Tensor, Tensor]:
     """Distance from the background (median of the border) scaled to [0, 1], and which images can be used.
 
     Those that are flat or hold NaN or infinity cannot; they become 0.
@@ -309,7 +309,7 @@ def register(
         raise ValueError(f"register(): spacing is {spacing} mm (y, x); both must be above 0")
     options = options or Options()
     shape = (f.shape[2], f.shape[3])
-    (f, usable_f), (m, usable_m) = _in_unit_range(f), _in_unit_range(m)
+    (f, usable_f), (m, usable_m) = in_unit_range(f), in_unit_range(m)
     usable = usable_f & usable_m
     if not bool(usable.all()):
         pairs = np.flatnonzero(~usable.cpu().numpy()).tolist()
