@@ -9,7 +9,8 @@ the decoder's likeliest labels (the paper's result); these refined, by the decod
 prior; all that again with codes found for each scan anew, of which the last is the default; and from the decoder on
 without tissues, with the paper's own decoder, with its bound, and on scans whose contrast is inverted. `mouse`: label
 maps of ten animals of `mouse_mri`, scans of five others, 37 structures, no tissues. The scans' labels are for the score
-alone. Dice is on each scan's own grid; the two human protocols draw borders differently, so it cannot reach 1.
+alone; docs/benchmarks.md says which settings were tried on five of the scans looking at it. Dice is on each scan's own
+grid; the two human protocols draw borders differently, so it cannot reach 1.
 
 Alignments and trained models are kept in bench-out/anatomical_prior, and a stopped run goes on with the first row that
 is missing. Seconds are those of one processor core. Reads LIMNER_DATA (default ../shared/data).
@@ -31,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from limner.aligned_scan import AlignedScan, place, spread
+from limner.cli.prior_fit import ALGORITHM as FIT
 from limner.io import read, read_label_volume
 from limner.label_map_prior import BrainMap, Prior, Settings, fit
 from limner.label_merging import Merging, each_label
@@ -168,7 +170,7 @@ def inverted(problem: Problem, data: str, steps: int) -> Iterator[dict[str, Any]
     scans: dict[str, AlignedScan] = {}
     for name, scan in problem.scans.items():
         other = turned_around(scan)
-        alignment = kept(f"inverted-{name}", lambda other=other: align(other, problem.template))
+        alignment = kept(f"inverted-{name}", problem.template, lambda other=other: align(other, problem.template))
         assert not alignment.failed, alignment.failed
         scans[name] = place(other, alignment, problem.template, scan.brain)
     yield from explained(replace(problem, scans=scans), prior, Inference(), "inverted contrast: ", {})
@@ -221,7 +223,8 @@ def decoder_alone(scan: AlignedScan, prior: Prior, model: ImageModel, inference:
 
 def trained(problem: Problem, data: str, settings: Settings) -> tuple[Prior, float]:
     """The prior and the seconds it took, from an earlier run where there is one."""
-    file = KEPT / f"prior_{data}_{content_key(vars(settings), len(problem.maps))[:8]}.safetensors"
+    key = content_key(FIT, vars(settings), problem.template.pixels, *(brain.classes for brain in problem.maps))
+    file = KEPT / f"prior_{data}_{key[:8]}.safetensors"
     if not file.exists():
         began = time.process_time()
 
@@ -314,7 +317,7 @@ def placed(paths: Sequence[Path], template: Template) -> dict[str, AlignedScan]:
     scans: dict[str, AlignedScan] = {}
     for path in paths:
         volume = read(path)
-        alignment = kept(path.name, lambda volume=volume: align(volume, template))
+        alignment = kept(path.name, template, lambda volume=volume: align(volume, template))
         print(f"{path.name}: overlap {alignment.overlap:.3f} {alignment.failed}", flush=True)
         if not alignment.failed:
             scans[path.name] = place(volume, alignment, template, find_brain(volume.pixels))
@@ -327,7 +330,7 @@ def aligned_maps(paths: Sequence[Path], merging: Merging, template: Template) ->
     for path in paths:
         label_map = read_label_volume(path)
         classes = LabelMap(merging.to_classes(label_map.labels, str(path)), label_map.space)
-        alignment = kept(f"labels-{path.name}", lambda classes=classes: align_labels(classes, template))
+        alignment = kept(f"labels-{path.name}", template, lambda classes=classes: align_labels(classes, template))
         print(f"{path.name}: overlap {alignment.overlap:.3f} {alignment.failed}", flush=True)
         if not alignment.failed:
             known = covered(label_map.space, template.space, alignment.transform)
@@ -335,9 +338,9 @@ def aligned_maps(paths: Sequence[Path], merging: Merging, template: Template) ->
     return maps
 
 
-def kept(name: str, find: Callable[[], Alignment]) -> Alignment:
-    """An alignment, from an earlier run where there is one."""
-    file = KEPT / f"{name}.json"
+def kept(name: str, template: Template, find: Callable[[], Alignment]) -> Alignment:
+    """An alignment to a template, from an earlier run where there is one."""
+    file = KEPT / f"{name}-{content_key(FIT, template.pixels, template.space)[:8]}.json"
     if not file.exists():
         find().write(file)
     return read_alignment(file)

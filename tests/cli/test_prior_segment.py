@@ -191,13 +191,18 @@ def test_one_that_does_not_align_is_skipped(
     assert record_of(output)["images"]["s6"] == {"problem": error}
     assert "upside down" in (output / "report.html").read_text()
     assert run(scans, model_file) == 3
-    kept = labels_in(output)
+    kept, record = labels_in(output), record_of(output)
     aligner.fails_above = 0.0
-    assert run(scans, model_file, out="none") == 2
-    assert not (scans.parent / "none").exists()
-    shutil.rmtree(output / ".resume")
-    assert run(scans, model_file, "--own-steps", "1") == 2  # what an earlier run gave stays
+    (scans.parent / "none").mkdir()
+    for out in ("none", "new"):
+        assert run(scans, model_file, out=out) == 2
+    assert not any((scans.parent / "none").iterdir())  # a folder that was there stays
+    assert not (scans.parent / "new").exists()
+    shutil.rmtree(output / ".resume" / "stages")
+    assert run(scans, model_file, "--seed", "1", "--overwrite") == 2  # what an earlier run gave stays as it was
     assert labels_in(output) == kept
+    assert record_of(output) == record
+    assert (output / ".resume" / "model.safetensors").is_file()
 
 
 def test_scans_that_cannot_be_used(
@@ -209,11 +214,19 @@ def test_scans_that_cannot_be_used(
     colours = np.random.default_rng(0).integers(0, 255, (8, 8, 8, 3)).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(scans / "colours.nii.gz"))
     brains.write(scans / "mask", (brains.labels(0) > 0).astype(np.uint8))
+    brains.write(scans / "labels", brains.labels(0).astype(np.uint8))
     (scans / "broken.mgz").write_bytes(b"nothing")
     assert run(scans, model_file) == 3
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("limner: error: ")]
-    assert len(lines) == 5
-    told = ("shows nothing, every voxel is 0", "cannot be read", "is in colour", "has 4 axes", "has one grey level")
+    assert len(lines) == 6
+    told = (
+        "shows nothing, every voxel is 0",
+        "cannot be read",
+        "is in colour",
+        "has 4 axes",
+        "has one grey level",
+        "is a label map",
+    )
     assert all(sum(what in line for line in lines) == 1 for what in told)
     assert set(labels_in(scans.parent / "out")) == {"s5.nii.gz", "s6.nii.gz", "s7.mgz"}
     for path in scans.glob("s*"):

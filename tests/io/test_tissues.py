@@ -50,14 +50,14 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         read_tissues(tmp_path / "nothing.csv", TABLE, [3])
 
 
-NAMES, NUMBERS = ["background", "Cortex", "ventricle", "fluid"], [0, 3, 4, 24]
+STRUCTURES = [("background", (0, 500)), ("Cortex", (3, 42)), ("ventricle", (4, 43)), ("fluid", (24,))]
 
 
 def test_structures_that_share_a_tissue_and_others_that_do_not(tmp_path: Path) -> None:
-    path = write(tmp_path, "structure,tissue\n24,wet\ncortex,grey\n Ventricle ,wet\n0,wet\n")
-    assert read_shared_tissues(path, NAMES, NUMBERS) == [0, 1, 0, 0]
+    path = write(tmp_path, "structure,tissue\n24,wet\ncortex,grey\n43,Wet\n0,wet\n")
+    assert read_shared_tissues(path, STRUCTURES) == [0, 1, 0, 0]
     path = write(tmp_path, "structure,tissue\nbackground,wet\n24,wet\n")
-    assert read_shared_tissues(path, NAMES, NUMBERS) == [0, 1, 2, 0]
+    assert read_shared_tissues(path, STRUCTURES) == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,10 @@ def test_structures_that_share_a_tissue_and_others_that_do_not(tmp_path: Path) -
             "structure,tissue\nputamen,a\n",
             "line 2 of .* names the structure 'putamen', which is none of background, Cortex",
         ),
+        ("structure,tissue\n", "names no structure"),
         ("structure,tissue\n3,a\nCortex,b\n", "line 3 of .* names the structure 'Cortex' a second time"),
     ],
 )
 def test_tables_of_shared_tissues_that_cannot_be_read(tmp_path: Path, text: str, found: str) -> None:
     with pytest.raises(ValueError, match=found):
-        read_shared_tissues(write(tmp_path, text), NAMES, NUMBERS)
+        read_shared_tissues(write(tmp_path, text), STRUCTURES)

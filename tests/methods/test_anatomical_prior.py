@@ -253,6 +253,23 @@ def test_a_tissue_keeps_a_structure_from_taking_its_neighbour(template):
     assert (shared[rim] == 2).float().mean() > 0.9
 
 
+def test_a_segmentation_is_tempered_and_knows_tissues(prior, explained):
+    scans, model, _ = explained
+    scan, quick = scans[2], replace(QUICK, draws=0, own_steps=0)
+    shared = replace(model, tissues=torch.tensor([0, 1, 0, 2]))
+    own = in_brain(next(decoded(prior, own_codes(scan, prior, model, quick), 0, 0)), prior, scan)
+    location = in_brain(prior.location, prior, scan)
+    bounds = []
+    for of_scans, share in ((model, 0.0), (model, 0.9), (shared, 0.0)):
+        mixed = tempered(own, location, share)
+        refine, bound = refinement(mixed, scan, quick, of_scans.tissues)
+        found = segment(scan, prior, of_scans, replace(quick, location_share=share))
+        assert (found.classes == refine(mixed).argmax(dim=0).numpy()).all()
+        assert found.bound == pytest.approx(bound)
+        bounds.append(bound[-1])
+    assert len({round(bound) for bound in bounds}) == 3
+
+
 def test_an_encoder_gives_labels_of_one_tissue_one_intensity(prior, template):
     scans = [placed(size, template) for size in (2.5, 5.5)]
     model, _ = fit_encoder(scans, prior, replace(QUICK, steps=4), tissues=[0, 1, 0, 2])
@@ -277,6 +294,11 @@ def test_a_model_file_gives_the_same_segmentation(prior, explained, tmp_path):
     one, other = segment(scans[2], prior, model, QUICK), segment(scans[2], again, of_scans, QUICK)
     assert np.mean(one.classes != other.classes) < 1e-3  # the location prior is kept in half precision
     assert other.uncertainty == pytest.approx(one.uncertainty, abs=1e-2)
+    assert of_scans.tissues.tolist() == [0, 1, 2, 3]
+    file = to_model(prior, {}, replace(model, tissues=torch.tensor([0, 1, 0, 2])))
+    assert from_model(file)[1].tissues.tolist() == [0, 1, 0, 2]
+    del file.weights["tissues"]  # as files of before have it
+    assert from_model(file)[1].tissues.tolist() == [0, 1, 2, 3]
     to_model(prior, {}).write(tmp_path / "prior.safetensors")
     assert from_model(read_model(tmp_path / "prior.safetensors", TASK))[1] is None
 

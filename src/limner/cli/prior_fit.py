@@ -18,7 +18,7 @@ from limner.checkpoint import Checkpoint
 from limner.cli.device import find_device
 from limner.cli.model_output import announce, check_model_path, thinned
 from limner.cli.progress import Report, progress_on
-from limner.cli.volume_files import hash_volume, list_volumes, read_scan
+from limner.cli.volume_files import equal_neighbours, hash_volume, list_volumes, read_scan
 from limner.io import default_colour, read_label_volume, read_table
 from limner.label_map_prior import BrainMap, Settings, build, fit
 from limner.label_merging import Merging, each_label, merge_sides, read_merging
@@ -30,9 +30,9 @@ from limner.run_record import Store, content_key, hash_file, package_versions, s
 from limner.volume import LabelMap, LabelTable, Volume
 
 NONE = "(default: none)"
-ALGORITHM = 1  # raised with every change that alters alignment or training: what was stopped before it starts anew
+ALGORITHM = 2  # raised with every change that alters alignment or training: what was stopped before it starts anew
 LEAST_MAPS = 2
-LEAST_ALIKE = 0.5  # share of neighbouring voxels with one label; label maps have .8 and more, scans less than .1
+LEAST_ALIKE = 0.5  # as of `equal_neighbours`
 LEVELS = 4  # intensities of a painted template: with more, a scan shares less of its information
 
 
@@ -257,9 +257,7 @@ def survey(paths: Mapping[str, Path], report: Report) -> dict[str, dict[int, flo
 
 def _check_labels(label_map: LabelMap, path: Path) -> None:
     """Neighbours in a structure have one number; in an image hardly any two are equal."""
-    labels = label_map.labels
-    both = (labels[..., 1:] > 0) & (labels[..., :-1] > 0)
-    alike = float((labels[..., 1:] == labels[..., :-1])[both].mean()) if both.any() else 1.0
+    alike = equal_neighbours(label_map.labels)
     if alike < LEAST_ALIKE:
         raise ValueError(
             f"LABELMAPS: {path} looks like an image: {alike:.0%} of neighbouring voxels are equal; give label maps, in "

@@ -115,9 +115,14 @@ class PriorSegment:
             _check_same_scans(folder, record, batch)
         for why in batch.problems.values():
             print(f"limner: error: {why}", file=sys.stderr, flush=True)
+        made = not folder.path.exists()
         running = folder.begin(record, earlier)
         try:
-            return _finish(batch, folder, *_segment_all(batch, folder, running, finished_scans(running, earlier)))
+            running, found = _segment_all(batch, folder, running, finished_scans(running, earlier))
+            if not any(isinstance(result, Result) for result in found.values()):
+                folder.withdraw(earlier, made)
+                return 2
+            return _finish(batch, folder, running, found)
         except KeyboardInterrupt:
             print("\nStopped; the same command goes on from what is finished.", file=sys.stderr)
             return 130
@@ -233,9 +238,10 @@ def _tissues(command: PriorSegment, merging: Merging, model: ImageModel | None) 
         return None
     if model is not None:
         raise ValueError(
-            f"--tissues: {command.prior} was fitted to scans with tissues of its own; leave it out, or give the prior"
+            f"--tissues: {command.prior} was fitted to scans already, and knows what is equally bright; leave it out, "
+            "or give the prior"
         )
-    return read_shared_tissues(command.tissues, merging.names, merging.numbers)
+    return read_shared_tissues(command.tissues, merging.structures)
 
 
 def settings_of_fit(inference: Inference) -> dict[str, Any]:
@@ -300,6 +306,7 @@ def new_record(command: PriorSegment, batch: Batch, command_line: Sequence[str])
         settings |= {"tissues": batch.tissues}
         settings |= {**settings_of_fit(batch.inference), "masks": None if masks is None else content_key(masks)}
         inputs["images"] = {scan.path.name: hash_volume(scan.path) for scan in batch.scans.values()}
+    inputs["tissues"] = {} if command.tissues is None else {command.tissues.name: hash_file(command.tissues)}
     inputs["truth"] = {path.name: hash_volume(path) for path in batch.truth.files.values()}
     return RunRecord(
         command=tuple(command_line),
@@ -493,10 +500,6 @@ def _finish(batch: Batch, folder: RunFolder, running: RunRecord, found: Mapping[
     """Write what is of all scans, complete the record, say what came out; gives the exit status."""
     problems = {name: result for name, result in found.items() if isinstance(result, str)}
     results = {name: result for name, result in found.items() if isinstance(result, Result)}
-    if not results:
-        if not any("files" in entry for entry in running.images.values()):
-            folder.withdraw()  # so that nothing stands in the way of a run with other settings
-        return 2
     images = {name: batch.scans[name].path for name in results}
     for name, entry in running.images.items():  # of an earlier run with the same model
         if name not in found and "files" in entry:

@@ -187,11 +187,22 @@ class RunFolder:
         write_record(self.path / RECORD, running)
         return running
 
-    def withdraw(self) -> None:
-        """Take back a run that gave nothing: its record and stages go, and the folder where nothing else is in it."""
+    def withdraw(self, earlier: RunRecord | None, made: bool) -> None:
+        """Take back a run that gave nothing, so that it stands in the way of no other.
+
+        Parameters
+        ----------
+        earlier : RunRecord or None
+            What was there before, whose record is put back; where there was none, this run's record and stages go.
+        made : bool
+            Whether the run made the folder; then it goes too, where nothing else is in it.
+        """
+        if earlier is not None:
+            write_record(self.path / RECORD, earlier)
+            return
         (self.path / RECORD).unlink(missing_ok=True)
         shutil.rmtree(self.path / ".resume", ignore_errors=True)
-        if not any(self.path.iterdir()):
+        if made and not any(self.path.iterdir()):
             self.path.rmdir()
 
     def note(self, record: RunRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from limner.space import Space
 from limner.volume import LabelMap, Volume
 
 ENDINGS = VOLUME_ENDINGS + FREESURFER_ENDINGS
+MOST_ALIKE = 0.6  # of a scan, as of `equal_neighbours`
 
 
 def list_volumes(path: Path, argument: str) -> dict[str, Path]:
@@ -98,7 +100,21 @@ def brain_of(volume: Volume, mask: Path | None) -> NDArray[np.bool_]:
         raise ValueError(f"brain_of(): there is no brain in {of}; give a mask of it (--masks)")
     if volume.pixels[brain].min() == volume.pixels[brain].max():
         raise ValueError(f"brain_of(): the brain in {of} has one grey level; give a scan, not a mask or label map")
+    if (alike := equal_neighbours(np.where(brain, volume.pixels, 0))) > MOST_ALIKE:
+        raise ValueError(f"brain_of(): {of} is a label map: {alike:.0%} of neighbouring voxels are equal; give a scan")
     return brain
+
+
+def equal_neighbours(pixels: NDArray[Any]) -> float:
+    """Share of neighbours along x, neither of them 0, that are equal: of label maps .8 and more, of scans under .1.
+
+    Examples
+    --------
+    >>> equal_neighbours(np.array([[[0, 1, 1, 1, 2, 0]]]))
+    0.6666666666666666
+    """
+    both = (pixels[..., 1:] != 0) & (pixels[..., :-1] != 0)
+    return float((pixels[..., 1:] == pixels[..., :-1])[both].mean()) if both.any() else 1.0
 
 
 def labels_on(space: Space, label_map: LabelMap) -> NDArray[np.integer]:

@@ -66,17 +66,16 @@ def read_tissues(path: str | Path, table: LabelTable, structures: Iterable[int])
     return tissues
 
 
-def read_shared_tissues(path: str | Path, names: Sequence[str], numbers: Sequence[int]) -> list[int]:
+def read_shared_tissues(path: str | Path, structures: Sequence[tuple[str, tuple[int, ...]]]) -> list[int]:
     """Read which structures are of one tissue, so that they show alike; those that are not named are each their own.
 
     Parameters
     ----------
     path : str or Path
-        As of `read_tissues`; background may be given a tissue too, by its name or as 0.
-    names : sequence of str
-        Of the structures, background first; compared without regard to case.
-    numbers : sequence of int
-        Their numbers in files.
+        As of `read_tissues`; background may be given a tissue too, by its name or as 0. Names of structures and
+        tissues are compared without regard to case.
+    structures : sequence of (str, tuple of int)
+        Name of each structure and the labels that make it up, any of which stands for it; background first.
 
     Returns
     -------
@@ -86,7 +85,7 @@ def read_shared_tissues(path: str | Path, names: Sequence[str], numbers: Sequenc
     Raises
     ------
     ValueError
-        If a column is missing, or a row names an unknown structure or one a second time.
+        If a column is missing, a row names an unknown structure or one a second time, or there is no row.
 
     Examples
     --------
@@ -94,11 +93,13 @@ def read_shared_tissues(path: str | Path, names: Sequence[str], numbers: Sequenc
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder, "tissues.csv")
     ...     _ = file.write_text("structure,tissue\\nbackground,fluid\\n4,fluid\\n")
-    ...     read_shared_tissues(file, ["background", "cortex", "ventricle"], [0, 3, 4])
+    ...     read_shared_tissues(file, [("background", (0,)), ("cortex", (3, 42)), ("ventricle", (4, 43))])
     [0, 1, 0]
     """
     path = Path(path)
-    index_of = {str(number): i for i, number in enumerate(numbers)} | {name.lower(): i for i, name in enumerate(names)}
+    names = [name for name, _ in structures]
+    index_of = {str(label): i for i, (_, labels) in enumerate(structures) for label in labels}
+    index_of |= {name.lower(): i for i, name in enumerate(names)}
     tissue_of: dict[int, str] = {}
     for line, structure, tissue in _rows(path):
         index = index_of.get(structure.lower())
@@ -106,13 +107,15 @@ def read_shared_tissues(path: str | Path, names: Sequence[str], numbers: Sequenc
             known = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
             raise ValueError(
                 f"read_shared_tissues(): line {line} of {path} names the structure {structure!r}, which is none of "
-                f"{known}; give a name or a number of these"
+                f"{known}; give the name of one of these, or the number of a label in it"
             )
         if index in tissue_of:
             raise ValueError(
                 f"read_shared_tissues(): line {line} of {path} names the structure {structure!r} a second time"
             )
-        tissue_of[index] = tissue
+        tissue_of[index] = tissue.lower()
+    if not tissue_of:
+        raise ValueError(f"read_shared_tissues(): {path} names no structure; give those that share a tissue")
     number_of: dict[str | int, int] = {}
     return [number_of.setdefault(tissue_of.get(i, i), len(number_of)) for i in range(len(names))]
 

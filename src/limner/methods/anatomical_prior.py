@@ -107,7 +107,7 @@ class Inference:
     refine: bool = True
     """Use each voxel's own intensity under the decoder's prior, by EM for each scan."""
     location_share: float = 0.5
-    """Power of the location prior beside the decoder's when refining, 0 to 1 (paper: 0)."""
+    """Power of the location prior beside the decoder's when refining, 0 to 1 (paper: no refining)."""
     bias_order: int = 3
     """Highest degree of the polynomial that shading is fitted with."""
     draws: int = 5

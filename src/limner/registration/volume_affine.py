@@ -320,7 +320,7 @@ def _judged(template: Template, moving: sitk.Image, transform: AffineTransform, 
         failed = f"the brains overlap by {overlap:.2f} only (Dice; at least {LEAST_OVERLAP:g} is wanted)"
     elif information < LEAST_INFORMATION:
         failed = (
-            f"the images share {information:.2f} of their information only (at least {LEAST_INFORMATION:g} is wanted)"
+            f"the images share {information:.3f} of their information only (at least {LEAST_INFORMATION:g} is wanted)"
         )
     return Alignment(transform, overlap, information, turned, failed)
 
