@@ -36,8 +36,7 @@ def test_pixels_between_are_as_wide_as_asked_and_never_less_than_none():
     chances = np.array([[0.96, 0.94, 0.5, 0.04, 0.01], [0.03, 0.04, 0.3, 0.9, 0.02], [0.01, 0.02, 0.2, 0.06, 0.97]])
     deviation = np.sqrt(chances * (1 - chances)).sum(axis=1)  # 1.22, 1.29, 1.05
     for width in (0.0, 1.0, 2.0, 9.0):
-        fewest, best, most = pixels_between(chances[:, None], width)
-        assert best.tolist() == [3, 1, 1]
+        fewest, best, most = pixels_between(np.array([3, 1, 1]), common_deviation(chances[:, None]), width, 5)
         np.testing.assert_array_equal(fewest, np.maximum(0, best - np.floor(width * deviation)))
         np.testing.assert_array_equal(most, np.minimum(5, best + np.floor(width * deviation)))
 
@@ -45,7 +44,8 @@ def test_pixels_between_are_as_wide_as_asked_and_never_less_than_none():
 def test_area_errors_name_every_structure_that_is_there_or_may_be():
     """0 is background; 2 may be there and is not; 4 is off by one; 6 was never possible; 8 is in no doubt and right."""
     chances = np.array([[0.5, 0.6, 0.0, 0], [0.1, 0.2, 0, 0], [0.4, 0.2, 0, 0], [0, 0, 1.0, 1]])[:, None]
-    found = area_errors(chances, np.array([0, 2, 4, 8]), np.array([[4, 6, 8, 8]]))
+    likeliest, structures = np.bincount(chances.argmax(axis=0).ravel(), minlength=4), np.array([0, 2, 4, 8])
+    found = area_errors(likeliest, common_deviation(chances), structures, np.array([[4, 6, 8, 8]]))
     assert found.tolist() == [0.0, pytest.approx(1 / (0.24**0.5 + 0.16**0.5)), np.inf, 0.0]
 
 

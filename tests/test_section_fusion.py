@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from limner.label_fusion import interpolation_weights
+from limner import section_fusion
+from limner.label_fusion import blend, interpolation_weights
 from limner.registration.section_warps import SectionWarps
 from limner.section_fusion import PAPER_RHO, FusionOptions, SectionFusion
 
@@ -316,3 +317,65 @@ def test_labels_of_any_size_stay_themselves():
     assert fusion.change(1, 4) == 0
     fusion.labels[4] -= 1
     assert fusion.change(1, 4) == 1
+
+
+def many_structures(monkeypatch, tiles, **options):
+    """Squares of 64 structures on 60 x 68 pixels, most of them on some atlases only, carried along a rough field."""
+    monkeypatch.setattr(section_fusion, "MANY", 8 if tiles else 10**6)
+    monkeypatch.setattr(section_fusion, "TILE", 16)
+    generator = np.random.default_rng(0)
+    y, x = np.indices((60, 68))
+    squares = 1 + (y // 8) * 9 + x // 8
+    labels = np.stack([np.where(np.isin(squares, generator.permutation(72)[:40]), squares, 0) for _ in range(9)])
+    options = {"rho": 17.0, "clip_mm": 0.3, "label_flow": False} | options
+    images = np.zeros((9, 1, 60, 68), np.float32)
+    fusion = SectionFusion(images, labels, LABELLED, POSITIONS, SPACING, FusionOptions(**options))
+    rough = torch.from_numpy(generator.normal(0, 0.25, (16, 1, 2, 5, 6))).float()
+    rough[3, :, 1, :, -1] = 9.0  # points out of the section
+    coarse = (SPACING[0] * 60 / 5, SPACING[1] * 68 / 6)
+    fields = dict(zip([p for z in range(8) for p in ((z, z + 1), (z + 1, z))], rough, strict=True))
+    fusion.warps = SectionWarps(fields, (60, 68), coarse)
+    return fusion
+
+
+@pytest.mark.parametrize("label_flow", [False, True])
+@pytest.mark.parametrize(("z", "left_out"), [(2, None), (5, None), (8, None), (4, 4)])
+def test_tiles_of_near_structures_say_what_all_structures_say(monkeypatch, z, left_out, label_flow):
+    whole = many_structures(monkeypatch, tiles=False, label_flow=label_flow).evidence(z, left_out)
+    fusion = many_structures(monkeypatch, tiles=True, label_flow=label_flow)
+    found = fusion.tiled_evidence(z, left_out)
+    assert len(found.tiles) == 20
+    told_apart = [len(tile.near) for tile in found.tiles]
+    assert max(told_apart) < 0.8 * len(fusion.structures(z, left_out)), told_apart
+    torch.testing.assert_close(found.dense(), whole, rtol=1e-4, atol=2e-3)
+    torch.testing.assert_close(found.dense().exp(), whole.exp(), rtol=1e-4, atol=1e-5)
+    distances, weights, covered = fusion.blended_distances(z, left_out)  # not in tiles at all
+    torch.testing.assert_close(whole, blend(distances, weights, covered, 17.0), rtol=1e-4, atol=1e-4)
+    assert z == 8 or not covered.any(dim=0).all()  # there are pixels that no atlas reaches
+
+
+def test_rho_is_fitted_on_tiles_as_on_the_whole(monkeypatch):
+    whole, tiled = (many_structures(monkeypatch, tiles, rho=0.0).fit_rho() for tiles in (False, True))
+    assert tiled == pytest.approx(whole, rel=2e-3)
+
+
+def test_sections_lying_alike_are_not_sampled_anew(monkeypatch):
+    """Without warps distances are read where they are, so that pixels as near to two structures stay so."""
+    fusion = many_structures(monkeypatch, tiles=True, interpolation="linear")
+    fusion.warps = None
+    weights = fusion.blended_distances(5)[1]
+    expected = [distances_brute_force(fusion.labels[a], fusion.structures(5), 0.3) for a, _ in fusion.atlases(5)]
+    expected = 17.0 * sum(w * d for w, d in zip(weights.numpy(), expected, strict=True))
+    log_p = fusion.evidence(5).numpy()
+    np.testing.assert_allclose(log_p - log_p[0], expected - expected[0], atol=1e-4)
+
+
+def test_structures_elsewhere_in_the_stack_cost_nothing(monkeypatch):
+    """Hundreds of structures on a section that does not speak for this one: nothing about it is looked up."""
+    fusion = many_structures(monkeypatch, tiles=True, interpolation="linear")
+    fusion.labels[7] = np.arange(60 * 68).reshape(60, 68)
+    seen = []
+    monkeypatch.setattr(fusion, "distances", lambda z: seen.append(z) or fusion._distances(z))
+    found = fusion.tiled_evidence(2)
+    assert set(seen) == {1, 3}
+    assert found.structures == len(np.union1d(fusion.labels[1], fusion.labels[3]))

@@ -130,15 +130,21 @@ def common_deviation(probabilities: NDArray[Any]) -> NDArray[np.float64]:
     return np.sqrt(np.where(variance < SURE * (1 - SURE), 0.0, variance)).sum(axis=(1, 2))
 
 
-def pixels_between(probabilities: NDArray[Any], width: float) -> NDArray[np.int64]:
+def pixels_between(
+    likeliest: NDArray[np.integer], deviation: NDArray[np.floating], width: float, pixels: int
+) -> NDArray[np.int64]:
     """Pixels of each structure with their interval.
 
     Parameters
     ----------
-    probabilities : ndarray
-        Calibrated, shape (L, Y, X), summing to 1 over L.
+    likeliest : ndarray of int
+        Pixels of which each of the L structures is the likeliest, shape (L,).
+    deviation : ndarray of float
+        Their `common_deviation`, shape (L,).
     width : float
         Half the interval's width over `common_deviation`, >= 0; `widest_errors` says how to find it.
+    pixels : int
+        Of the section.
 
     Returns
     -------
@@ -147,30 +153,32 @@ def pixels_between(probabilities: NDArray[Any], width: float) -> NDArray[np.int6
 
     Examples
     --------
-    >>> pixels_between(np.array([[[0.6, 0.2, 1.0, 1.0]], [[0.4, 0.8, 0.0, 0.0]]]), width=1.0)  # 3 and 1, .89 either way
+    >>> pixels_between(np.array([3, 1]), np.array([0.89, 0.89]), width=1.0, pixels=4)
     array([[3, 1],
            [3, 1],
            [3, 1]])
-    >>> pixels_between(np.array([[[0.6, 0.2, 1.0, 1.0]], [[0.4, 0.8, 0.0, 0.0]]]), width=2.0)
+    >>> pixels_between(np.array([3, 1]), np.array([0.89, 0.89]), width=2.0, pixels=4)
     array([[2, 0],
            [3, 1],
            [4, 2]])
     """
-    best = np.bincount(probabilities.argmax(axis=0).ravel(), minlength=len(probabilities))
-    either_way = np.floor(width * common_deviation(probabilities)).astype(np.int64)
-    pixels = probabilities[0].size
-    return np.stack([np.maximum(best - either_way, 0), best, np.minimum(best + either_way, pixels)]).astype(np.int64)
+    either_way = np.floor(width * deviation).astype(np.int64)
+    fewest, most = np.maximum(likeliest - either_way, 0), np.minimum(likeliest + either_way, pixels)
+    return np.stack([fewest, likeliest, most]).astype(np.int64)
 
 
 def area_errors(
-    probabilities: NDArray[Any], structures: NDArray[np.integer], truth: NDArray[np.integer]
+    likeliest: NDArray[np.integer],
+    deviation: NDArray[np.floating],
+    structures: NDArray[np.integer],
+    truth: NDArray[np.integer],
 ) -> NDArray[np.float64]:
     """By how much the area of each structure is off, over its `common_deviation`, on a section whose labels are known.
 
     Parameters
     ----------
-    probabilities : ndarray
-        Calibrated, made without the section's labels, shape (L, Y, X).
+    likeliest, deviation : ndarray
+        As for `pixels_between`, made without the section's labels, shape (L,).
     structures : ndarray of int
         Labels of the L, shape (L,).
     truth : ndarray of int
@@ -183,20 +191,19 @@ def area_errors(
 
     Examples
     --------
-    >>> area_errors(np.array([[[0.6, 0.2, 1.0]], [[0.4, 0.8, 0.0]]]), np.array([0, 7]), np.array([[7, 7, 9]])).round(2)
+    >>> area_errors(np.array([2, 1]), np.array([0.89, 0.89]), np.array([0, 7]), np.array([[7, 7, 9]])).round(2)
     array([1.12,  inf])
     """
     present = np.unique(truth)
     every = np.union1d(structures, present)
-    true, likeliest, deviation = np.zeros((3, len(every)))
+    true, found, doubt = np.zeros((3, len(every)))
     true[np.searchsorted(every, present)] = np.unique(truth, return_counts=True)[1]
     place = np.searchsorted(every, structures)
-    likeliest[place] = np.bincount(probabilities.argmax(axis=0).ravel(), minlength=len(probabilities))
-    deviation[place] = common_deviation(probabilities)
-    counts = (every > 0) & (true + likeliest + deviation > 0)
-    off = np.abs(true - likeliest)[counts]
+    found[place], doubt[place] = likeliest, deviation
+    counts = (every > 0) & (true + found + doubt > 0)
+    off = np.abs(true - found)[counts]
     beyond_doubt = np.where(off > 0, np.inf, 0.0)
-    return np.divide(off, deviation[counts], out=beyond_doubt, where=deviation[counts] > 0)
+    return np.divide(off, doubt[counts], out=beyond_doubt, where=doubt[counts] > 0)
 
 
 def widest_errors(errors: Sequence[NDArray[np.floating]], spreads: Sequence[float]) -> float:

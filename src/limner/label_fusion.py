@@ -92,12 +92,25 @@ def blend(distances: Tensor, weights: Tensor, covered: Tensor, rho: float) -> Te
     Tensor
         log p_f, shape (L, Y, X); uniform where no atlas covers the pixel.
     """
+    shares, uncovered = local_shares(weights, covered)
+    mean = torch.einsum("nyx,nlyx->lyx", shares, distances)
+    return _uniform_where(uncovered, torch.log_softmax(rho * mean, dim=0))
+
+
+def local_shares(weights: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of each atlas at each pixel, (N, Y, X), and where no atlas says anything, (Y, X); given as for `blend`.
+
+    Examples
+    --------
+    >>> covered = torch.tensor([[[True, True, False]], [[True, False, False]]])
+    >>> shares, uncovered = local_shares(torch.tensor([0.75, 0.25]), covered)
+    >>> shares[:, 0].tolist(), uncovered.tolist()
+    ([[0.75, 1.0, 0.0], [0.25, 0.0, 0.0]], [[False, False, True]])
+    """
     share = weights.view(-1, 1, 1) * covered
     total = share.sum(dim=0)
     uncovered = total < 0.05  # negative cubic weights alone are no evidence
-    share = share / torch.where(uncovered, 1.0, total)
-    mean = torch.einsum("nyx,nlyx->lyx", share, distances)
-    return _uniform_where(uncovered, torch.log_softmax(rho * mean, dim=0))
+    return share / torch.where(uncovered, 1.0, total), uncovered
 
 
 def fuse(

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from limner.annotations import SectionLabels
 from limner.calibration import best_scale, mean_log_loss
 from limner.distances import signed_distances
 from limner.intensity import to_8_bit
-from limner.label_fusion import Interpolation, atlas_log_weights, blend, fuse, interpolation_weights
+from limner.label_fusion import (
+    Interpolation,
+    atlas_log_weights,
+    blend,
+    fuse,
+    interpolation_weights,
+    local_shares,
+)
 from limner.registration.label_flow import Options, few, follow, label_velocity
 from limner.registration.section_warps import SectionWarps
 from limner.registration.stack_alignment import Inspection
 from limner.registration.warp import compose, covers, warp
+from limner.tiled_evidence import Tile, TiledEvidence, log_total, pixels_inside
 from limner.volume import Volume
 
 PAPER_RHO = 21.0  # 1 / mm
 SMALLEST_SHARE = 1e-9
+MANY = 32  # with more structures than this a section is fused tile by tile
+TILE = 32  # pixels along y and x
+BLOCK = 8  # pixels along y and x of which is kept what structures are near
+SAMPLED = 2**18  # pixels times structures of a section on which rho is fitted, about
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,12 @@ class SectionFusion:
 
     def __post_init__(self) -> None:
         self.distances = lru_cache(maxsize=8)(self._distances)
+        self.blocks = lru_cache(maxsize=8)(self._blocks)
+
+    def _blocks(self, z: int) -> Tensor:
+        """Which structures of a labelled section are nearer than the clip anywhere in a block; bool, (L, y, x)."""
+        near = (self.distances(z)[1] > -self.options.clip_mm).float()
+        return F.max_pool2d(near, BLOCK, ceil_mode=True) > 0
 
     def _distances(self, z: int) -> tuple[list[int], Tensor]:
         """Structures on a labelled section and signed distances to them, (L, Y, X)."""
@@ -204,6 +224,63 @@ class SectionFusion:
         distances[[structures.index(s) for s in present]] = known
         return distances
 
+    def _blended_tiles(
+        self, z: int, left_out: int | None, pixels: Tensor | None = None
+    ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+        """Signed distances blended along z, tile by tile, of the structures that any atlas has near the tile.
+
+        Yields the tile's rows and columns, indices of the structures (l,), with background among them, their distances
+        (l, y, x) in mm, and where no atlas reaches (y, x). Any other structure is `clip_mm` away. Tiles that hold none
+        of `pixels` (flat indices) are left out.
+        """
+        structures, (height, width) = self.structures(z, left_out), self.shape
+        shares = self._shares(z, left_out)
+        covered = torch.stack([covers(displacement, self.spacing)[0, 0] for _, _, displacement in shares])
+        local, uncovered = local_shares(torch.tensor([w for _, w, _ in shares], device=self.device), covered)
+        place = {s: i for i, s in enumerate(structures)}
+        index = [torch.tensor([place[s] for s in self.distances(a)[0]], device=self.device) for a, _, _ in shares]
+        few_of_them = len(structures) <= MANY
+        step_y, step_x = (height, width) if few_of_them else (TILE, TILE)
+        for top, left in product(range(0, height, step_y), range(0, width, step_x)):
+            rows, columns = slice(top, min(top + step_y, height)), slice(left, min(left + step_x, width))
+            if pixels is not None and not len(pixels_inside(rows, columns, pixels, width)[0]):
+                continue
+            found = [self._warped_near(a, displacement, rows, columns) for a, _, displacement in shares]
+            near = torch.zeros(len(structures), dtype=torch.bool, device=self.device)
+            near[0] = True
+            for to, (chosen, _) in zip(index, found, strict=True):
+                near[to[chosen]] = True
+            if few_of_them:
+                near[:] = True
+            size = len(found), int(near.sum()), rows.stop - top, columns.stop - left
+            distances = torch.full(size, -self.options.clip_mm, device=self.device)
+            order = near.cumsum(0) - 1
+            for atlas, to, (chosen, warped) in zip(distances, index, found, strict=True):
+                atlas[order[to[chosen]]] = warped
+            mean = (local[:, None, rows, columns] * distances).sum(dim=0)
+            yield rows, columns, torch.nonzero(near)[:, 0], mean, uncovered[rows, columns]
+
+    def _warped_near(self, atlas: int, displacement: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Indices of a labelled section's structures that are near a tile, (l,), and distances to them (l, y, x)."""
+        _, known = self.distances(atlas)
+        moved = displacement[:, :, rows, columns]
+        still = not moved.any()
+        windows = []
+        for along, (at, size) in enumerate(zip((rows, columns), self.shape, strict=True)):
+            ahead = moved[0, along] / self.spacing[along]
+            first = at.start + (0.0 if still else float(ahead.min()) - 1)
+            last = at.stop - 1 + (0.0 if still else float(ahead.max()) + 1)
+            begin = min(max(math.floor(first), 0), size - 1)
+            windows.append(slice(begin, max(begin, min(math.ceil(last), size - 1)) + 1))
+        blocks = tuple(slice(w.start // BLOCK, (w.stop - 1) // BLOCK + 1) for w in windows)
+        chosen = torch.nonzero(self.blocks(atlas)[(slice(None), *blocks)].flatten(1).any(dim=1))[:, 0]
+        distances = known[(slice(None), *windows)][chosen]
+        if still:
+            return chosen, distances
+        offset = [(at.start - w.start) * s for at, w, s in zip((rows, columns), windows, self.spacing, strict=True)]
+        moved = moved + moved.new_tensor(offset).view(1, 2, 1, 1)
+        return chosen, warp(distances[None], moved, self.spacing)[0]
+
     def _shares(self, z: int, left_out: int | None) -> list[tuple[int, float, Tensor]]:
         """Labelled sections, with what weight and through which displacement each speaks for `z`.
 
@@ -283,10 +360,24 @@ class SectionFusion:
         Tensor
             Shape (L, Y, X), normalised over L; uniform where no atlas reaches.
         """
-        distances, weights, covered = self.blended_distances(z, left_out)
-        if self.options.fusion == "blended":
-            rho = self.options.rho or (self.rho_scale / self.spread(z, left_out))
-            return blend(distances, weights, covered, rho)
+        return self.tiled_evidence(z, left_out).dense()
+
+    def tiled_evidence(self, z: int, left_out: int | None = None) -> TiledEvidence:
+        """`evidence`, in tiles that tell apart only the structures near them: what it takes grows with these."""
+        if self.options.fusion != "blended":
+            return TiledEvidence.of_all(self._mixture(z, left_out))
+        rho = self.options.rho or (self.rho_scale / self.spread(z, left_out))
+        structures, tiles = len(self.structures(z, left_out)), []
+        for rows, columns, near, mean, uncovered in self._blended_tiles(z, left_out):
+            odds, far = rho * mean, torch.full_like(mean[0], -rho * self.options.clip_mm)
+            total = log_total(odds, far, structures - len(near))
+            log_p, log_far = (torch.where(uncovered, -math.log(structures), v - total) for v in (odds, far))
+            tiles.append(Tile(rows, columns, near, log_p, log_far))
+        return TiledEvidence(tiles, structures, self.shape)
+
+    def _mixture(self, z: int, left_out: int | None) -> Tensor:
+        """Eq. 4, (L, Y, X)."""
+        distances, _, covered = self.blended_distances(z, left_out)
         atlases = [a for a, _ in self.atlases(z, left_out)]
         images = [torch.from_numpy(self.images[a])[None].to(self.device) for a in atlases]
         moved = torch.cat(
@@ -330,6 +421,17 @@ class SectionFusion:
         usable = usable[:: max(1, len(usable) // most)]
         return usable, truth[usable]
 
+    def _blended_at(self, z: int, left_out: int | None, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Signed distances blended along z at flat indices, (L, N), mm, and where any atlas reaches (N,)."""
+        size = len(self.structures(z, left_out)), len(pixels)
+        found = torch.full(size, -self.options.clip_mm, device=self.device)
+        covered = torch.zeros(len(pixels), dtype=torch.bool, device=self.device)
+        for rows, columns, near, mean, uncovered in self._blended_tiles(z, left_out, pixels):
+            inside, row, column = pixels_inside(rows, columns, pixels, self.shape[1])
+            found[near[:, None], inside] = mean[:, row, column]
+            covered[inside] = ~uncovered[row, column]
+        return found, covered
+
     def fit_rho(self) -> float:
         """Set and return the rho_scale with the lowest log loss on labelled sections, each left out in turn.
 
@@ -343,18 +445,19 @@ class SectionFusion:
         """
         samples = []
         for z in self.labelled if len(self.labelled) > 1 else ():
-            distances, weights, covered = self.blended_distances(z, left_out=z)
-            pixels, truth = self.sample(z, self.structures(z, left_out=z))
-            flat = distances.flatten(2)[:, :, pixels], weights, covered.flatten(1)[:, pixels]
-            samples.append((*flat, truth, self.spread(z, left_out=z)))
-        if not any(len(s[3]) for s in samples):
+            structures = self.structures(z, left_out=z)
+            pixels, truth = self.sample(z, structures, most=max(1, min(4000, SAMPLED // len(structures))))
+            samples.append((*self._blended_at(z, z, pixels), truth, self.spread(z, left_out=z)))
+        if not any(len(s[2]) for s in samples):
             self.rho_scale = PAPER_RHO * self.typical_spread()
             return self.rho_scale
 
+        one = torch.ones(1, device=self.device)  # what was blended already stands for a single atlas
+
         def loss(scale: float) -> float:
             losses = [
-                mean_log_loss(blend(d[..., None], w, c[..., None], scale / s)[..., 0], t)
-                for d, w, c, t, s in samples
+                mean_log_loss(blend(d[None, ..., None], one, c[None, :, None], scale / s)[..., 0], t)
+                for d, c, t, s in samples
                 if len(t)
             ]
             return sum(losses) / len(losses)

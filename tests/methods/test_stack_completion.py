@@ -639,9 +639,9 @@ def test_intervals_of_areas_are_as_wide_as_left_out_sections_err(phantom, monkey
     """Section 8 is left out: the widest of the errors of 3 and 7, each over its doubt and over the spread at 8."""
     widths = []
 
-    def seen(probabilities, width):
+    def seen(likeliest, deviation, width, pixels):
         widths.append(width)
-        return pixels_between(probabilities, width)
+        return pixels_between(likeliest, deviation, width, pixels)
 
     monkeypatch.setattr(stack_completion, "pixels_between", seen)
     images, labels = phantom
@@ -662,7 +662,12 @@ def test_intervals_of_areas_are_as_wide_as_left_out_sections_err(phantom, monkey
 
 def test_areas_that_cannot_be_calibrated_err_as_one(phantom, monkeypatch):
     widths = []
-    monkeypatch.setattr(stack_completion, "pixels_between", lambda _, width: widths.append(width) or np.zeros((3, 3)))
+
+    def seen(likeliest, deviation, width, pixels):
+        widths.append(width)
+        return pixels_between(likeliest, deviation, width, pixels)
+
+    monkeypatch.setattr(stack_completion, "pixels_between", seen)
     found = completed(phantom, replace(QUICK, method="fusion"), (0, 12), jobs=1)
     assert "area_width" not in found.calibration
     assert set(widths) == {1.645}

@@ -76,10 +76,11 @@ from limner.registration.stack_alignment import Inspection, consequence, find_fa
 from limner.registration.velocity_field import Options, Start
 from limner.run_record import Store, content_key, hash_file, stored
 from limner.section_fusion import FusionOptions, SectionFusion
+from limner.tiled_evidence import TiledEvidence
 from limner.volume import Volume
 
 Progress = Callable[[str, int, int], None]
-ALGORITHM = 3  # raised with every change that alters results: stages stored before it are then made anew
+ALGORITHM = 4  # raised with every change that alters results: stages stored before it are then made anew
 LOWEST = {  # of each number in Settings; HIGHEST is the same for all
     **{"network_pixels": 1, "training_steps": 1, "local_steps": 0, "iterations": 0, "m_steps": 0, "seed": 0},
     **{"stiffness": 0, "rho": 0, "sigma": 1e-3, "alpha": 0, "clip_mm": 1e-6, "placement": 0},
@@ -88,6 +89,7 @@ LOWEST = {  # of each number in Settings; HIGHEST is the same for all
 HIGHEST = 1e12
 WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
 AUGMENTED_COPIES = 2  # of each neighbouring labelled section, in local training
+SAMPLED = 2**22  # pixels times structures of a section on which lambda is fitted, about
 WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda; the paper's is the last
 
 
@@ -390,25 +392,27 @@ class Model:
     area_width: float = math.nan
     notes: list[str] = field(default_factory=list)
 
-    def log_w(self, z: int, left_out: int | None = None) -> tuple[Tensor, list[float], float]:
-        """log w of a section at full size (L, Y, X), the objective's history, and mean entropy before GEM."""
-        method = self.settings.method
+    def log_w(self, z: int, left_out: int | None = None) -> tuple[TiledEvidence, list[float], float]:
+        """log w of a section at full size, the objective's history, and mean entropy before GEM."""
+        method, tiled = self.settings.method, TiledEvidence.of_all
         if method == "fusion" or (method != "network" and z in self.fusion.misleading):
-            log_pf = self.fusion.evidence(z, left_out)
-            return log_pf, [], entropy(log_pf)
+            evidence = self.fusion.tiled_evidence(z, left_out)
+            return evidence, [], evidence.entropy()
         top, data = self.section_data(z, left_out)
         if method == "network":
             with torch.no_grad():
                 log_pd = network_log_probabilities(top, data.inputs, self.fusion.shape)[0]
-            return log_pd, [], entropy(log_pd)
+            return tiled(log_pd), [], tiled(log_pd).entropy()
         weight, log_pf = self.weight(z, left_out), self.fusion.evidence(z, left_out)
         before = e_step(self.log_pd(top, data), log_pf, weight)
         if method == "product":
-            return before, [], entropy(before)
+            return tiled(before), [], tiled(before).entropy()
+        entropy_before = tiled(before).entropy()
+        del before  # hundreds of structures at full size
         at_grid = F.interpolate(log_pf.softmax(dim=0)[None], data.inputs.shape[2:], mode="bilinear", antialias=True)
         data.log_pf = at_grid[0].clamp_min(1e-12).log()
         history = gem(top, data, weight, self.settings)
-        return e_step(self.log_pd(top, data), log_pf, weight), history, entropy(before)
+        return tiled(e_step(self.log_pd(top, data), log_pf, weight)), history, entropy_before
 
     def log_pd(self, top: nn.Module, data: SectionData) -> Tensor:
         """`section_log_pd` at full size, (L, Y, X)."""
@@ -444,26 +448,21 @@ class Model:
         """All of one unlabelled section."""
         began = time.perf_counter()
         log_w, history, entropy_before = self.log_w(z)
-        probabilities = torch.softmax(log_w / self.temperature, dim=0)
+        tempered = log_w.tempered(self.temperature)
         width = NORMAL_WIDTH if math.isnan(self.area_width) else self.area_width * self.fusion.spread(z)
-        confidence, best = probabilities.max(dim=0)
+        confidence, best = tempered.best()
         structures = np.asarray(self.fusion.structures(z), dtype=np.int64)
         return SectionResult(
             labels=structures[best.cpu().numpy()].astype(np.int32),
             uncertainty=(1 - confidence).clamp(0, 1).cpu().numpy(),
             structures=structures,
-            areas=pixels_between(probabilities.cpu().numpy(), width),
-            probabilities=probabilities.half().cpu().numpy() if keep_probabilities else None,
+            areas=pixels_between(*tempered.areas(), width, best.numel()),
+            probabilities=tempered.dense().exp().half().cpu().numpy() if keep_probabilities else None,
             objective=history,
             entropy_before=entropy_before,
-            entropy_after=entropy(log_w),
+            entropy_after=log_w.entropy(),
             seconds=time.perf_counter() - began,
         )
-
-
-def entropy(log_probabilities: Tensor) -> float:
-    """Mean entropy over pixels, nats; (L, Y, X)."""
-    return float(-(log_probabilities.exp() * log_probabilities).sum(dim=0).mean())
 
 
 # ---- fitting what is shared ---------------------------------------------------------------------------------------
@@ -479,9 +478,10 @@ def fit_weight(model: Model, held_out: Sequence[int]) -> float:
     fusion, samples = model.fusion, []
     for z in held_out:
         log_pd = model.log_pd(*model.section_data(z, left_out=z))
-        pixels, truth = fusion.sample(z, fusion.structures(z, z), most=fusion.labels[z].size)
+        structures = fusion.structures(z, z)
+        pixels, truth = fusion.sample(z, structures, most=min(fusion.labels[z].size, SAMPLED // len(structures)))
         variance = fusion.spread(z, z) ** 2
-        samples.append((variance * log_pd.flatten(1)[:, pixels], fusion.evidence(z, z).flatten(1)[:, pixels], truth))
+        samples.append((variance * log_pd.flatten(1)[:, pixels], fusion.tiled_evidence(z, z).at(pixels), truth))
 
     def right(weight: float) -> list[float]:
         return [(e_step(d, f, weight).argmax(dim=0) == t).double().mean().item() for d, f, t in samples if len(t)]
@@ -491,22 +491,22 @@ def fit_weight(model: Model, held_out: Sequence[int]) -> float:
     return WEIGHTS_TRIED[best] / typical
 
 
-def fit_temperature(model: Model, left_out: Mapping[int, Tensor]) -> dict[str, float]:
+def fit_temperature(model: Model, left_out: Mapping[int, TiledEvidence]) -> dict[str, float]:
     """Temperature of the final log w on left-out sections, and the expected calibration error before and after."""
     samples = []
     for z, log_w in left_out.items():
         pixels, truth = model.fusion.sample(z, model.fusion.structures(z, z))
-        samples.append((log_w.flatten(1)[:, pixels], truth))
+        samples.append((log_w.at(pixels), truth))
     return temperature_scaling(samples)
 
 
-def fit_area_width(model: Model, left_out: Mapping[int, Tensor]) -> float:
+def fit_area_width(model: Model, left_out: Mapping[int, TiledEvidence]) -> float:
     """`limner.completion.widest_errors` of left-out sections' log w, once the temperature is set."""
     errors = []
     for z, log_w in left_out.items():
-        probabilities = torch.softmax(log_w / model.temperature, dim=0)
         structures = np.asarray(model.fusion.structures(z, z))
-        errors.append(area_errors(probabilities.cpu().numpy(), structures, model.fusion.labels[z]))
+        sizes = log_w.tempered(model.temperature).areas()
+        errors.append(area_errors(*sizes, structures, model.fusion.labels[z]))
     return widest_errors(errors, [model.fusion.spread(z, z) for z in left_out])
 
 
