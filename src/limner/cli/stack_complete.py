@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from limner.cli.evaluate import print_score
 from limner.cli.image_files import hash_stack
 from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
+from limner.cli.stack_estimate import Work
 from limner.cli.stack_results import report_of, write_results
 from limner.cli.stack_sizes import (
     FullSize,
@@ -115,6 +117,7 @@ class StackComplete:
             print_summary(self.output, earlier)
             return 0, earlier
         running = folder.begin(record, earlier)
+        _print_estimate(self, stack)
         try:
             stack = _with_pixels(stack, folder, running, fresh=earlier is None)
             completion = _complete(self, stack, folder)
@@ -241,6 +244,26 @@ def _read_truth(command: StackComplete, grid: Volume, full: FullSize | None) -> 
     return reduce_labels(labels, full.stack, grid, full.factor)[0]
 
 
+def _print_estimate(command: StackComplete, stack: Stack) -> None:
+    """Say how long it will take, where that is long, and at which size large sections are computed."""
+    if stack.full is not None:
+        print(notes_on_size(stack.full, stack.annotations)[0])
+    space, labels = stack.images.space, stack.annotations.label_map.labels
+    on_cpu = not stack.device.startswith("cuda")
+    work = Work(
+        sections=space.shape[0],
+        unlabelled=len(stack.annotations.unlabelled),
+        size=space.shape[1:] if stack.full is None else stack.full.canvas,
+        working_size=space.shape[1:],
+        structures=max(len(np.unique(labels[z])) for z in stack.annotations.labelled),
+        steps=0 if command.settings.method == "fusion" else command.settings.training_steps,
+        jobs=(command.jobs or os.cpu_count() or 1) if on_cpu else 1,
+        channels=3 if stack.full is not None else stack.images.pixels[0, 0, 0].size,
+    )
+    if work.is_long and on_cpu:  # times on a GPU are others
+        print(f"Estimated for the whole run: {work}.", flush=True)
+
+
 def _with_pixels(stack: Stack, folder: RunFolder, running: RunRecord, fresh: bool) -> Stack:
     """The stack with its pixels read, where these were left for now; a fresh run that cannot read them leaves no trace.
 
@@ -251,7 +274,6 @@ def _with_pixels(stack: Stack, folder: RunFolder, running: RunRecord, fresh: boo
     """
     if stack.full is None:
         return stack
-    print(notes_on_size(stack.full, stack.annotations)[0])
     try:
         with progress_on(sys.stderr) as report:
             images = read_reduced(stack.full, folder.store, running.inputs["images"], report)
