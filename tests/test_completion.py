@@ -107,6 +107,19 @@ def test_volumes_take_half_the_way_to_either_neighbour():
     assert (two.fewest, two.most) == (pytest.approx(0.3), pytest.approx(0.3 + 0.3))
 
 
+def test_areas_at_full_size_move_the_intervals_and_those_of_volumes():
+    """One structure is larger by 0.03 at full size, one was never seen at working size, and one is gone."""
+    full = {0: {0: 0.2, 1: 0.21, 5: 0.01}, 1: {0: 0.27, 1: 0.13}, 2: {0: 0.3, 1: 0.1}, 3: {0: 0.1, 2: 0.3}}
+    found = areas(completed(), full)
+    assert found[0] == [Size(1, 0.21, 0.21, 0.21), Size(5, 0.01, 0.01, 0.01)]
+    assert found[1] == [Size(1, 0.13, pytest.approx(0.03), pytest.approx(0.23))]
+    assert found[2][1] == Size(2, 0.0, 0.0, pytest.approx(0.1))
+    one, two, five = volumes(completed(), full)
+    assert one.likeliest == pytest.approx(0.21 + 0.13 * 1.5 + 0.1 * 1.5)
+    assert one.most == pytest.approx(one.likeliest + 0.1 * 1.5)
+    assert (two.likeliest, five.likeliest) == (pytest.approx(0.3), pytest.approx(0.01))
+
+
 def test_gaps_err_on_their_own():
     """Sections 1, 2 and 4, of 1 mm each, are completed: the errors of 1 and 2 add up, that of 4 adds in squares."""
     labels = np.zeros((6, 2, 2), int)

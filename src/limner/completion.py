@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,9 @@ class SectionResult:
         """The inverse of `to_arrays`."""
         values: dict[str, Any] = {n: a if a.ndim > 1 else a.tolist() for n, a in arrays.items()}
         return cls(**{"probabilities": None, **values, "structures": arrays["structures"]})
+
+
+Finished = Callable[[int, SectionResult], SectionResult]  # a section's index and result; what to keep of it
 
 
 @dataclass(frozen=True)
@@ -255,8 +258,20 @@ class Size:
     most: float
 
 
-def areas(completion: Completion) -> dict[int, list[Size]]:
-    """Area of every structure on every section where it may be, mm2; on labelled sections it is known."""
+FullSizeAreas = Mapping[int, Mapping[int, float]]
+
+
+def areas(completion: Completion, at_full_size: FullSizeAreas | None = None) -> dict[int, list[Size]]:
+    """Area of every structure on every section where it may be, mm2; on labelled sections it is known.
+
+    Parameters
+    ----------
+    completion : Completion
+        The result.
+    at_full_size : mapping of int to mapping of int to float, optional
+        For each section the area of each structure, mm2, where sections are larger than those that the method saw: they
+        take the place of the likeliest areas, and intervals move with them.
+    """
     space = completion.labels.space
     mm2 = space.spacing[1] * space.spacing[2]
     found: dict[int, list[Size]] = {}
@@ -269,21 +284,34 @@ def areas(completion: Completion) -> dict[int, list[Size]]:
             present, counts = np.unique(labels, return_counts=True)
             sizes = [Size(s, *(n * mm2,) * 3) for s, n in zip(present.tolist(), counts.tolist(), strict=True)]
         found[z] = [size for size in sizes if size.structure != 0]
+        if at_full_size is not None:
+            found[z] = _moved(found[z], at_full_size[z])
     return found
 
 
-def volumes(completion: Completion) -> list[Size]:
+def _moved(sizes: Sequence[Size], likeliest: Mapping[int, float]) -> list[Size]:
+    """Sizes with other likeliest areas and intervals as wide as before; with structures that have one alone."""
+    widths = {s.structure: (s.likeliest - s.fewest, s.most - s.likeliest) for s in sizes}
+    moved = []
+    for structure in sorted(widths.keys() | likeliest.keys() - {0}):
+        area, (below, above) = likeliest.get(structure, 0.0), widths.get(structure, (0.0, 0.0))
+        moved.append(Size(structure, area, max(0.0, area - below), area + above))
+    return moved
+
+
+def volumes(completion: Completion, at_full_size: FullSizeAreas | None = None) -> list[Size]:
     """Volume of every structure, mm3: areas times half the way to either neighbouring section.
 
     Between two labelled sections all errors are taken to be alike, so that the ends of the interval are sums of those
     of the sections; different gaps err on their own, so that what they add to either end adds in squares.
+    `at_full_size` is as of `areas`.
     """
     positions = completion.labels.space.section_positions
     alone = len(positions) == 1
     thickness = np.full(1, completion.labels.space.spacing[0]) if alone else np.gradient(positions)
     gap = np.cumsum([z not in completion.sections for z in range(len(positions))])  # one number a gap
     sums: dict[int, dict[int, NDArray[np.float64]]] = {}
-    for z, sizes in areas(completion).items():
+    for z, sizes in areas(completion, at_full_size).items():
         for size in sizes:
             off = (size.likeliest, size.likeliest - size.fewest, size.most - size.likeliest)
             gaps = sums.setdefault(size.structure, {})
@@ -295,6 +323,15 @@ def volumes(completion: Completion) -> list[Size]:
         ends = volume - math.sqrt(np.square(below).sum()), volume + math.sqrt(np.square(above).sum())
         found.append(Size(structure, volume, max(0.0, ends[0]), ends[1]))
     return found
+
+
+def beyond_labels(annotations: SectionLabels) -> tuple[str, ...]:
+    """A note where sections lie outside the labelled ones."""
+    first, last = annotations.labelled[0], annotations.labelled[-1]
+    beyond = [z for z in annotations.unlabelled if not first < z < last]
+    if not beyond:
+        return ()
+    return (f"{len(beyond)} sections lie outside the labelled range; each rests on one labelled section.",)
 
 
 def assemble(

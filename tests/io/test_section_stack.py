@@ -391,6 +391,7 @@ def test_colours_are_refused_when_they_are_read(tmp_path, ending, make_folder):
     assert np.array_equal(stack[1][:50, :], colour[1, :50, :, 0])
     with pytest.raises(ValueError, match=rf"open_sections\(\): section {stack.names[1]} of .* is in colour"):
         stack[1][40:, :]
+    assert np.array_equal(stack[1].in_colour((slice(40, 52), slice(30, None, 2))), colour[1, 40:52, 30::2])
 
 
 @pytest.mark.parametrize("ending", [".tif", ".nii", ".zarr", ".folder"])

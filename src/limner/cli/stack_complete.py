@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,20 @@ from limner.cli.evaluate import print_score
 from limner.cli.image_files import hash_stack
 from limner.cli.progress import progress_on
 from limner.cli.run_folder import RunFolder
+from limner.cli.stack_estimate import Work
 from limner.cli.stack_results import report_of, write_results
+from limner.cli.stack_sizes import (
+    FullSize,
+    earlier_working_um,
+    factor_of,
+    notes_on_size,
+    open_stack,
+    pixel_um,
+    read_reduced,
+    reduce_labels,
+)
 from limner.completion import Completion
-from limner.io import read, read_labels
+from limner.io import SectionStack, open_labels, read_labels
 from limner.io.tissues import read_tissues
 from limner.methods.stack_completion import ALGORITHM, Settings, complete
 from limner.metrics.pixels import StackScore, score_stack
@@ -58,12 +70,18 @@ class StackComplete:
     """Axis of a volume along which its sections run: z, y, x (or k, j, i in NIfTI's words); z is the slowest."""
     positions: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: evenly spaced)")] = None
     """CSV with the position of each section: file name or index, z in mm."""
+    working_um: Annotated[float | None, arg(metavar="UM", help_behavior_hint="(default: by size and structures)")] = (
+        None
+    )
+    """Pixel size at which to compute, micrometres; labels come out at full size. Default: that of the images up to
+    1,000 pixels on the longer side; of larger ones 400 to 1,000 pixels are left, as the narrowest structure needs."""
     label_table: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """Names and colours of the structures: ITK-SNAP, FreeSurfer or CSV (index,name,r,g,b); written back likewise."""
     tissues: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """CSV (structure,tissue) that says which tissue each structure is made of; the network learns tissues first."""
     truth: Annotated[Path | None, arg(metavar="LABELS", help_behavior_hint=NONE)] = None
-    """True labels of sections that LABELS leaves out: the result is scored on them, never made from them."""
+    """True labels of sections that LABELS leaves out: the result is scored on them (at --working-um), never made from
+    them."""
     within_mm: float = 2.0
     """Distance in mm around the true structures up to which background counts in the scores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -99,7 +117,9 @@ class StackComplete:
             print_summary(self.output, earlier)
             return 0, earlier
         running = folder.begin(record, earlier)
+        _print_estimate(self, stack)
         try:
+            stack = _with_pixels(stack, folder, running, fresh=earlier is None)
             completion = _complete(self, stack, folder)
             done = _finish(self, stack, folder, running, completion)
         except KeyboardInterrupt:
@@ -135,6 +155,9 @@ class Stack:
         Tissue of each structure.
     device : str
         ``cpu``, or ``cuda`` with the GPU's name.
+    full : FullSize, optional
+        Sections larger than the stack is computed at: `images`, `annotations` and `truth` are then reduced, and the
+        pixels of `images` not yet read.
     """
 
     images: Volume
@@ -142,6 +165,7 @@ class Stack:
     truth: SectionLabels | None
     tissues: Mapping[int, int] | None
     device: str
+    full: FullSize | None = None
 
     @property
     def scored(self) -> tuple[int, ...]:
@@ -166,13 +190,14 @@ def read_stack(command: StackComplete) -> Stack:
     weights = _weights(command)
     if weights is not None:
         check_vgg16_weights(weights)
-    images = read(
-        command.images,
-        spacing=command.spacing or None,
-        section_axis=command.section_axis,
-        positions=command.positions,
+    images, sections = open_stack(
+        command.images, command.spacing, command.section_axis, command.positions, command.working_um
     )
-    annotations = read_labels(command.labels, images, labelled=command.labelled or None, table=command.label_table)
+    full = None
+    if sections is None:
+        annotations = read_labels(command.labels, images, labelled=command.labelled or None, table=command.label_table)
+    else:
+        annotations, full = _open_full(command, images, sections)
     if not annotations.unlabelled:
         raise ValueError(
             f"--labelled: {command.labels} labels every section of {command.images}, so nothing is left to complete; "
@@ -181,14 +206,82 @@ def read_stack(command: StackComplete) -> Stack:
     structures = np.unique(annotations.label_map.labels[list(annotations.labelled)])
     if not structures.any():
         raise ValueError(f"--labelled: the labelled sections of {command.labels} hold no structure, only background")
-    truth = read_labels(command.truth, images, table=command.label_table) if command.truth is not None else None
+    truth = _read_truth(command, images, full)
+    if full is not None:
+        images = full.working_grid()
     tissues = None
     if command.tissues is not None:
         tissues = read_tissues(command.tissues, annotations.label_map.table, structures.tolist())
-    stack = Stack(images, annotations, truth, tissues, find_device(command.device))
+    stack = Stack(images, annotations, truth, tissues, find_device(command.device), full)
     if truth is not None and not stack.scored:
         raise ValueError(f"--truth: {command.truth} holds labels only on sections that LABELS labels; nothing to score")
     return stack
+
+
+def _open_full(command: StackComplete, grid: Volume, sections: SectionStack) -> tuple[SectionLabels, FullSize]:
+    """Labels at the size at which the stack is computed, and what is needed for those at full size."""
+    labels = open_labels(command.labels, grid, labelled=command.labelled or None, table=command.label_table)
+    working_um = command.working_um
+    if working_um is None and not command.overwrite:
+        working_um = earlier_working_um(command.output)
+    factor = None if working_um is None else factor_of(working_um, grid)
+    annotations, factor, counts = reduce_labels(labels, sections, grid, factor)
+    seen = any(label for found in counts.values() for label in found)
+    if seen and not annotations.label_map.labels.any():
+        raise ValueError(
+            f"--working-um: at {factor * pixel_um(grid):g} um nothing is left of the structures of {command.labels}; "
+            "give a smaller --working-um"
+        )
+    return annotations, FullSize(sections, grid, labels, factor, command.save_probabilities, counts)
+
+
+def _read_truth(command: StackComplete, grid: Volume, full: FullSize | None) -> SectionLabels | None:
+    if command.truth is None:
+        return None
+    if full is None:
+        return read_labels(command.truth, grid, table=command.label_table)
+    labels = open_labels(command.truth, grid, table=command.label_table)
+    return reduce_labels(labels, full.stack, grid, full.factor)[0]
+
+
+def _print_estimate(command: StackComplete, stack: Stack) -> None:
+    """Say how long it will take, where that is long, and at which size large sections are computed."""
+    if stack.full is not None:
+        print(notes_on_size(stack.full, stack.annotations)[0])
+    space, labels = stack.images.space, stack.annotations.label_map.labels
+    on_cpu = not stack.device.startswith("cuda")
+    work = Work(
+        sections=space.shape[0],
+        unlabelled=len(stack.annotations.unlabelled),
+        size=space.shape[1:] if stack.full is None else stack.full.canvas,
+        working_size=space.shape[1:],
+        structures=max(len(np.unique(labels[z])) for z in stack.annotations.labelled),
+        steps=0 if command.settings.method == "fusion" else command.settings.training_steps,
+        jobs=(command.jobs or os.cpu_count() or 1) if on_cpu else 1,
+        channels=3 if stack.full is not None else stack.images.pixels[0, 0, 0].size,
+    )
+    if work.is_long and on_cpu:  # times on a GPU are others
+        print(f"Estimated for the whole run: {work}.", flush=True)
+
+
+def _with_pixels(stack: Stack, folder: RunFolder, running: RunRecord, fresh: bool) -> Stack:
+    """The stack with its pixels read, where these were left for now; a fresh run that cannot read them leaves no trace.
+
+    Raises
+    ------
+    ValueError
+        As of `read_reduced`.
+    """
+    if stack.full is None:
+        return stack
+    try:
+        with progress_on(sys.stderr) as report:
+            images = read_reduced(stack.full, folder.store, running.inputs["images"], report)
+    except ValueError:
+        if fresh:
+            folder.withdraw()
+        raise
+    return dataclasses.replace(stack, images=images)
 
 
 def _weights(command: StackComplete) -> Path | None:
@@ -211,6 +304,7 @@ def new_record(command: StackComplete, stack: Stack, command_line: Sequence[str]
         "spacing": [float(f"{s:.9g}") for s in stack.images.space.spacing],
         "section_axis": command.section_axis,
         "positions": None if positions is None else list(positions),
+        **({} if stack.full is None else {"working_um": float(f"{stack.full.working_um:.9g}")}),
         "tissues": None if stack.tissues is None else {str(k): v for k, v in stack.tissues.items()},
     }
     options = {
@@ -229,8 +323,10 @@ def new_record(command: StackComplete, stack: Stack, command_line: Sequence[str]
 
 
 def _complete(command: StackComplete, stack: Stack, folder: RunFolder) -> Completion:
+    full = stack.full
+    more: dict[str, Any] = {} if full is None else {"finished": full.take}
     with progress_on(sys.stderr) as report:
-        return complete(
+        completion = complete(
             stack.images,
             stack.annotations,
             command.settings,
@@ -239,8 +335,12 @@ def _complete(command: StackComplete, stack: Stack, folder: RunFolder) -> Comple
             store=folder.store,
             progress=report,
             tissues=stack.tissues,
-            keep_probabilities=command.save_probabilities,
+            keep_probabilities=command.save_probabilities or full is not None,
+            **more,
         )
+    if full is None:
+        return completion
+    return dataclasses.replace(completion, notes=(*completion.notes, *notes_on_size(full, stack.annotations)))
 
 
 def _finish(
@@ -262,7 +362,9 @@ def _finish(
         notes=completion.notes,
     )
     folder.finish(
-        running, done, lambda path: write_results(path, stack.images, completion, command.label_table, report)
+        running,
+        done,
+        lambda path: write_results(path, stack.images, completion, command.label_table, report, stack.full),
     )
     return done
 

@@ -11,7 +11,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from limner.annotations import SectionLabels
-from limner.completion import Completion, Size, areas, volumes
+from limner.cli.stack_sizes import FullSize
+from limner.completion import Completion, FullSizeAreas, Size, areas, volumes
 from limner.io import default_table, read_table, write_result, write_table
 from limner.io.sections import centre_slices
 from limner.metrics.pixels import StackScore
@@ -20,7 +21,12 @@ from limner.volume import LabelMap, Volume
 
 
 def write_results(
-    folder: Path, images: Volume, completion: Completion, label_table: Path | None, report: StackReport
+    folder: Path,
+    images: Volume,
+    completion: Completion,
+    label_table: Path | None,
+    report: StackReport,
+    full: FullSize | None = None,
 ) -> None:
     """Write every result into an existing folder.
 
@@ -38,11 +44,16 @@ def write_results(
         The user's table of names and colours.
     report : StackReport
         As `report_of` makes it.
+    full : FullSize, optional
+        Sections larger than those that the method saw: labels are written at their size, and areas are theirs.
     """
-    write_result(folder, "labels", completion.labels.labels, images)
+    if full is None:
+        write_result(folder, "labels", completion.labels.labels, images)
+    else:
+        full.write_labels(folder)
     write_result(folder, "uncertainty", completion.uncertainty, images)
     _write_structures(folder, completion.labels, label_table)
-    write_sizes(folder, images, completion)
+    write_sizes(folder, images, completion, full.areas if full is not None else None)
     if any(result.probabilities is not None for result in completion.sections.values()):
         write_probabilities(folder / "probabilities", images, completion)
     write_stack_report(folder / "report.html", report)
@@ -85,7 +96,9 @@ def _write_structures(folder: Path, labels: LabelMap, label_table: Path | None) 
     write_table(folder / f"structures{label_table.suffix}", {**table, **given}, table_format)
 
 
-def write_sizes(folder: Path, images: Volume, completion: Completion) -> None:
+def write_sizes(
+    folder: Path, images: Volume, completion: Completion, at_full_size: FullSizeAreas | None = None
+) -> None:
     """Write ``areas.csv``, a row for each structure on each section, and ``volumes.csv``, a row for each structure.
 
     Parameters
@@ -96,6 +109,8 @@ def write_sizes(folder: Path, images: Volume, completion: Completion) -> None:
         The sections; gives their names.
     completion : Completion
         Areas are in mm2, volumes in mm3, each with the ends of its interval of 90 %.
+    at_full_size : mapping, optional
+        As of `limner.completion.areas`.
     """
 
     def cells(size: Size) -> tuple[object, ...]:
@@ -105,13 +120,13 @@ def write_sizes(folder: Path, images: Volume, completion: Completion) -> None:
     with (folder / "areas.csv").open("w", newline="", encoding="utf-8") as handle:
         rows = csv.writer(handle, lineterminator="\n")
         rows.writerow(("section", "z_mm", "labelled", "index", "name", "area_mm2", "low_mm2", "high_mm2"))
-        for z, sizes in areas(completion).items():
+        for z, sizes in areas(completion, at_full_size).items():
             place = (images.section_names[z], f"{images.space.section_positions[z]:.6g}")
             rows.writerows((*place, int(z not in completion.sections), *cells(size)) for size in sizes)
     with (folder / "volumes.csv").open("w", newline="", encoding="utf-8") as handle:
         rows = csv.writer(handle, lineterminator="\n")
         rows.writerow(("index", "name", "volume_mm3", "low_mm3", "high_mm3"))
-        rows.writerows(cells(size) for size in volumes(completion))
+        rows.writerows(cells(size) for size in volumes(completion, at_full_size))
 
 
 def write_probabilities(folder: Path, images: Volume, completion: Completion) -> None:

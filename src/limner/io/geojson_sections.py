@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from limner.io.geojson import GEOJSON_ENDINGS, UNCLASSIFIED, is_geojson, rasterise, read_objects
 from limner.io.label_tables import default_colour
@@ -36,25 +40,38 @@ def labels_from_geojson(
     ValueError
         If a file is damaged or named like no section, two are for one section, or a class is not in the table.
     """
+    drawn, table = open_geojson(path, like, table)
+    sections = {i: draw() for i, draw in drawn.items()}
+    labels = np.zeros(like.space.shape, _type_for(table))
+    for i, section in sections.items():
+        labels[i] = centre(section, like.space.shape[1:], 0)
+    source = None if like.source is None else replace(like.source, path=path)
+    return LabelMap(labels, like.space, table, source), tuple(sorted(sections))
+
+
+def open_geojson(
+    path: Path, like: Volume | LabelMap, table: LabelTable | None
+) -> tuple[dict[int, Callable[[], NDArray[np.integer[Any]]]], LabelTable]:
+    """What draws the labels of each section that has a file, at its own size, and the table; errors as above."""
     files = _match(path, like)
     objects = {i: read_objects(file) for i, file in files.items()}
     if table is None:
         table = _table_of(objects)
-    classes = {label.name: index for index, label in table.items()}
-    sections = {}
-    for i, outlines in objects.items():
+    classes, dtype = {label.name: index for index, label in table.items()}, _type_for(table)
+
+    def draw(i: int) -> NDArray[np.integer[Any]]:
         size = like.space.shape[1:] if like.source is None or not like.source.sizes else like.source.sizes[i]
         try:
-            sections[i] = rasterise(outlines, size, classes)
+            return rasterise(objects[i], size, classes).astype(dtype, copy=False)
         except ValueError as error:
             raise ValueError(f"read_labels(): {files[i]}: {error}") from None
+
+    return {i: partial(draw, i) for i in files}, table
+
+
+def _type_for(table: LabelTable) -> type[np.integer[Any]]:
     highest = max(table, default=0)
-    dtype = next(d for d in (np.uint8, np.uint16, np.int32) if highest <= np.iinfo(d).max)
-    labels = np.zeros(like.space.shape, dtype)
-    for i, section in sections.items():
-        labels[i] = centre(section, like.space.shape[1:], 0)
-    source = None if like.source is None else replace(like.source, path=path)
-    return LabelMap(labels, like.space, table, source), tuple(sorted(files))
+    return next(d for d in (np.uint8, np.uint16, np.int32) if highest <= np.iinfo(d).max)
 
 
 def _match(path: Path, like: Volume | LabelMap) -> dict[int, Path]:

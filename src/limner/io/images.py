@@ -70,6 +70,17 @@ def read(
     _check_finite(path, content)
     source = replace(content.source, file_spacing=content.spacing if spacing is None else None)
     volume = Volume(content.pixels, space_of(content, spacing), source)
+    return at_positions(volume, positions)
+
+
+def at_positions(volume: Volume, positions: str | Path | None) -> Volume:
+    """The stack with its sections where a table says, see `read_positions`; None: evenly spaced as it is.
+
+    Raises
+    ------
+    ValueError
+        If the table does not fit the stack, or seems not to be in mm.
+    """
     if positions is None:
         return volume
     table = read_positions(positions, volume.section_names, volume.space.shape[0])

@@ -80,11 +80,11 @@ def read_labels(
     """
     path = Path(path)
     if holds_geojson(path):
-        label_map, with_file = labels_from_geojson(path, like, _read_table(table))
-        _check_have_files(path, like, labelled, with_file)
+        label_map, with_file = labels_from_geojson(path, like, table_of(table))
+        check_have_files(path, like, labelled, with_file)
     elif path.is_dir() and not is_ome_zarr(path):
         label_map, with_file = _from_folder(path, like)
-        _check_have_files(path, like, labelled, with_file)
+        check_have_files(path, like, labelled, with_file)
     else:
         label_map = _from_volume(path, like, section_axis)
         with_file = tuple(np.flatnonzero(label_map.labels.any(axis=(1, 2))).tolist())
@@ -143,11 +143,11 @@ def read_label_volume(
     if like is None:
         label_map = _on_its_own(path, spacing, section_axis or "z")
     elif holds_geojson(path):
-        label_map, with_file = labels_from_geojson(path, like, _read_table(table))
-        _check_have_files(path, like, range(like.space.shape[0]), with_file)
+        label_map, with_file = labels_from_geojson(path, like, table_of(table))
+        check_have_files(path, like, range(like.space.shape[0]), with_file)
     elif path.is_dir() and not is_ome_zarr(path):
         label_map, with_file = _from_folder(path, like)
-        _check_have_files(path, like, range(like.space.shape[0]), with_file)
+        check_have_files(path, like, range(like.space.shape[0]), with_file)
     else:
         label_map = _from_volume(path, like, section_axis)
     return _with_table(label_map, table)
@@ -193,11 +193,11 @@ def _on_its_own(path: Path, spacing: Triple | None, section_axis: str) -> LabelM
     content = load(path, labels=True).with_sections_first(axis_number(section_axis, path))
     labels = as_labels(content.pixels, path)
     source = replace(content.source, file_spacing=None if spacing is not None else content.spacing)
-    return LabelMap(labels, space_of(content, spacing), _own_table(path), source)
+    return LabelMap(labels, space_of(content, spacing), own_table(path), source)
 
 
 def _from_volume(path: Path, like: Volume | LabelMap, section_axis: str | None) -> LabelMap:
-    axis = axis_number(section_axis, path) if section_axis is not None else _axis_of(like)
+    axis = axis_number(section_axis, path) if section_axis is not None else axis_of(like)
     content = load(path, labels=True).with_sections_first(axis)
     labels = as_labels(content.pixels, path)
     if labels.shape != like.space.shape:
@@ -205,20 +205,27 @@ def _from_volume(path: Path, like: Volume | LabelMap, section_axis: str | None) 
             f"read_labels(): {path} has shape {labels.shape}, the stack {like.space.shape} (z, y, x); give labels on "
             "the stack's own grid"
         )
-    _check_spacing(path, content, like)
-    _check_place(path, content, like)
-    return LabelMap(labels, like.space, _own_table(path), replace(content.source, file_spacing=content.spacing))
+    check_geometry(path, content, like)
+    return LabelMap(labels, like.space, own_table(path), replace(content.source, file_spacing=content.spacing))
 
 
-def _own_table(path: Path) -> LabelTable:
+def own_table(path: Path) -> LabelTable:
+    """Names and colours that the file itself holds."""
     return ome_zarr_table(path) if is_ome_zarr(path) else {}
 
 
-def _axis_of(like: Volume | LabelMap) -> int:
+def axis_of(like: Volume | LabelMap) -> int:
+    """Axis of the stack's file along which its sections run."""
     return 0 if like.source is None else like.source.section_axis
 
 
-def _check_spacing(path: Path, content: Content, like: Volume | LabelMap) -> None:
+def check_geometry(path: Path, content: Content, like: Volume | LabelMap) -> None:
+    """Raise `ValueError` where the file states another spacing, origin or direction than the stack's."""
+    _check_stated_spacing(path, content, like)
+    _check_place(path, content, like)
+
+
+def _check_stated_spacing(path: Path, content: Content, like: Volume | LabelMap) -> None:
     """Compare what the two files state; where the user gave the stack's spacing, the files' own say nothing."""
     expected = like.space.spacing if like.source is None else like.source.file_spacing
     if content.spacing is None or expected is None or np.allclose(content.spacing, expected, rtol=1e-3, atol=0):
@@ -260,15 +267,15 @@ def _from_folder(folder: Path, like: Volume | LabelMap) -> tuple[LabelMap, tuple
         raise ValueError(
             f"read_labels(): {folder} is a folder, but the stack is one file; give the labels as one file of its shape"
         )
-    files = _match(list_sections(folder), folder, source)
-    sections = {i: _load_section(file, source, i) for i, file in files.items()}
+    files = match_files(list_sections(folder), folder, source)
+    sections = {i: load_label_section(file, source, i) for i, file in files.items()}
     labels = np.zeros(like.space.shape, dtype=np.result_type(*sections.values()))
     for i, section in sections.items():
         labels[i] = centre(section, like.space.shape[1:], 0)
     return LabelMap(labels, like.space, source=replace(source, path=folder)), tuple(sorted(files))
 
 
-def _match(files: list[Path], folder: Path, source: Source) -> dict[int, Path]:
+def match_files(files: list[Path], folder: Path, source: Source) -> dict[int, Path]:
     """Section index of each label file, matched by the name without its ending."""
     index_of = {Path(name).stem: i for i, name in enumerate(source.names)}
     for file in files:
@@ -280,7 +287,8 @@ def _match(files: list[Path], folder: Path, source: Source) -> dict[int, Path]:
     return {index_of[file.stem]: file for file in files}
 
 
-def _load_section(file: Path, source: Source, index: int) -> NDArray[np.integer[Any]]:
+def load_label_section(file: Path, source: Source, index: int) -> NDArray[np.integer[Any]]:
+    """Labels (Y, X) of a section of a folder, of its image's size."""
     section = _load_flat(file)
     if section.shape != source.sizes[index]:
         raise ValueError(
@@ -297,9 +305,10 @@ def _load_flat(file: Path) -> NDArray[np.integer[Any]]:
     return as_labels(load_section(file, labels=True)[0][np.newaxis], file)[0]
 
 
-def _check_have_files(
+def check_have_files(
     folder: Path, like: Volume | LabelMap, labelled: Sequence[int] | None, with_file: tuple[int, ...]
 ) -> None:
+    """Raise `ValueError` where a section that is named as labelled has no file."""
     missing = sorted(set(labelled or ()) - set(with_file))
     if missing and 0 <= missing[0] < like.space.shape[0]:
         name = like.source.names[missing[0]] if like.source is not None else missing[0]
@@ -330,11 +339,12 @@ def as_labels(pixels: NDArray[Any], path: Path) -> NDArray[np.integer[Any]]:
 
 def _with_table(label_map: LabelMap, table: LabelTable | str | Path | None) -> LabelMap:
     """The given table, else that of the file itself, else names ``label N``."""
-    given = _read_table(table)
+    given = table_of(table)
     if given is None:
         given = {**default_table(label_map.present), **label_map.table}
     return replace(label_map, table=given)
 
 
-def _read_table(table: LabelTable | str | Path | None) -> LabelTable | None:
+def table_of(table: LabelTable | str | Path | None) -> LabelTable | None:
+    """A table as it is given, or read from its file."""
     return read_table(table)[0] if isinstance(table, str | Path) else table

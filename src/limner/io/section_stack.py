@@ -27,13 +27,13 @@ from limner.io.content import (
     type_in_memory,
     without_alpha,
 )
-from limner.io.images import TIFF_ENDINGS, axis_number, load
+from limner.io.images import TIFF_ENDINGS, axis_number, load, space_of
 from limner.io.ome_zarr import check_one_image, is_ome_zarr, ome_zarr_source, open_multiscales
 from limner.io.sections import check_spacings, list_sections, load_section, section_header
 from limner.io.tiff import OpenPages, open_pages, through_palette, tiff_source
 from limner.io.tiff_planes import Plane, planes_of, read_plane
 from limner.space import IDENTITY
-from limner.volume import Source
+from limner.volume import Source, Volume
 
 # Pages in fewer pieces than this are decoded once and kept: every window would touch most of them.
 FEWEST_PIECES = 4
@@ -73,15 +73,22 @@ class Section:
         ValueError
             If the file is damaged, the colours are not grey (three equal channels are), or NaN or infinity is there.
         """
+        return self._region(region, self._grey)
+
+    def in_colour(self, region: tuple[slice, slice]) -> NDArray[Any]:
+        """As indexing, but colours stay: (y, x), or (y, x, 3) where the section is in colour; alpha is dropped."""
+        return self._region(region, lambda pixels: without_alpha(pixels, self.path) if pixels.ndim == 3 else pixels)
+
+    def _region(self, region: tuple[slice, slice], channels: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
         both = isinstance(region, tuple) and len(region) == 2 and all(isinstance(s, slice) for s in region)
         if not both or any(s.step is not None and s.step < 1 for s in region):
             raise ValueError(f"Section[]: the index is {region!r}; give two slices, rows and columns, steps above 0")
         (y0, y1, down), (x0, x1, right) = (s.indices(n) for s, n in zip(region, self.shape, strict=True))
         if y1 <= y0 or x1 <= x0:
             return np.zeros((max(y1 - y0, 0), max(x1 - x0, 0)), self.dtype)[::down, ::right]
-        grey = self._grey(real_pixels(self.read(y0, y1, x0, x1), self.path))[::down, ::right]
-        check_finite(grey, self.name, self.path)
-        return grey
+        pixels = channels(real_pixels(self.read(y0, y1, x0, x1), self.path))[::down, ::right]
+        check_finite(pixels, self.name, self.path)
+        return pixels
 
     def pixels(self) -> NDArray[Any]:
         """The whole section, (Y, X), or (Y, X, 3) where it is in colours.
@@ -152,7 +159,9 @@ class SectionStack:
         return iter(self.sections)
 
 
-def open_sections(path: str | Path, *, spacing: Triple | None = None, section_axis: str = "z") -> SectionStack:
+def open_sections(
+    path: str | Path, *, spacing: Triple | None = None, section_axis: str = "z", labels: bool = False
+) -> SectionStack:
     """Open a stack to read it section by section and window by window.
 
     Parameters
@@ -164,11 +173,14 @@ def open_sections(path: str | Path, *, spacing: Triple | None = None, section_ax
         Spacing (z, y, x) in mm, goes before what the file states. It may be unknown.
     section_axis : {'z', 'y', 'x', 'k', 'j', 'i'}
         As of `read`.
+    labels : bool
+        Keep palette indices of a file, which otherwise become colours.
 
     Returns
     -------
     SectionStack
-        Grey; `read` would give the same pixels, but centres a folder's sections on one canvas.
+        Grey, or in colour where asked for with `Section.in_colour`; `read` would give the same pixels, but centres a
+        folder's sections on one canvas.
 
     Raises
     ------
@@ -192,20 +204,47 @@ def open_sections(path: str | Path, *, spacing: Triple | None = None, section_ax
     axis = axis_number(section_axis, path)
     if spacing is not None and len(spacing) != 3:
         raise ValueError(f"open_sections(): spacing is {spacing}; give three numbers in mm: z, y, x")
-    stack = _open(path, axis)
+    stack = _open(path, axis, labels)
     return stack if spacing is None else replace(stack, spacing=spacing)
 
 
-def _open(path: Path, axis: int) -> SectionStack:
+def _open(path: Path, axis: int, labels: bool) -> SectionStack:
     if path.is_dir() and is_ome_zarr(path):
         return _of_ome_zarr(path, axis)
     if path.is_dir():
         return _of_folder(path)
     if path.name.lower().endswith(TIFF_ENDINGS) and path.exists() and axis == 0:
-        found = _of_tiff(path)
+        found = _of_tiff(path, labels)
         if found is not None:
             return found
-    return _of_content(load(path).with_sections_first(axis))
+    return _of_content(load(path, labels).with_sections_first(axis))
+
+
+def sections_of(volume: Volume) -> SectionStack:
+    """The sections of a stack that is in memory; those of a folder lie on one canvas already."""
+    space, source = volume.space, volume.source or Source("volume", Path(), ".nii.gz")
+    return _of_content(Content(volume.pixels, space.spacing, source, space.origin, space.direction))
+
+
+def blank_volume(stack: SectionStack, spacing_given: bool = False) -> Volume:
+    """The grid and form of a stack, as `read` would give them, around pixels that are all 0 and take no memory.
+
+    Parameters
+    ----------
+    stack : SectionStack
+        Sections of different sizes lie on a canvas of the largest.
+    spacing_given : bool
+        Whether the user gave the spacing, so that what the file states says nothing.
+
+    Raises
+    ------
+    ValueError
+        If there is no spacing.
+    """
+    canvas = max(s.shape[0] for s in stack), max(s.shape[1] for s in stack)
+    pixels = np.broadcast_to(np.uint8(0), (len(stack), *canvas))
+    space = space_of(Content(pixels, stack.spacing, stack.source, stack.origin, stack.direction), None)
+    return Volume(pixels, space, replace(stack.source, file_spacing=None if spacing_given else stack.spacing))
 
 
 class _LastDecoded:
@@ -249,9 +288,9 @@ def _sections(
     return tuple(Section(name, shape, dtype, source.path, partial(read, z)) for z, (name, shape) in enumerate(parts))
 
 
-def _of_tiff(path: Path) -> SectionStack | None:
+def _of_tiff(path: Path, labels: bool) -> SectionStack | None:
     """None where the pages are not laid out as sections, and the file must be read as a whole."""
-    with open_pages(path) as pages:
+    with open_pages(path, labels) as pages:
         with reading(path):
             planes = _planes_of_sections(path, pages)
         if planes is None:

@@ -11,6 +11,7 @@ import imagecodecs
 import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from limner.io.content import (
     Content,
@@ -24,6 +25,7 @@ from limner.io.content import (
 from limner.io.tiff import load_pages, open_pages
 from limner.volume import Source
 
+Image.MAX_IMAGE_PIXELS = None  # a section of 10,000 x 10,000 is no attack, as Pillow would take it to be
 SECTION_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 

@@ -57,9 +57,11 @@ from limner.calibration import first_within_one_standard_error, held_out_section
 from limner.completion import (
     NORMAL_WIDTH,
     Completion,
+    Finished,
     SectionResult,
     area_errors,
     assemble,
+    beyond_labels,
     pixels_between,
     widest_errors,
 )
@@ -607,6 +609,7 @@ def complete(
     progress: Progress | None = None,
     tissues: Mapping[int, int] | None = None,
     keep_probabilities: bool = False,
+    finished: Finished = lambda _, result: result,
 ) -> Completion:
     """Label every section of a stack of which some are labelled.
 
@@ -630,6 +633,9 @@ def complete(
         Tissue type of each structure, for the first stage of training.
     keep_probabilities : bool
         Keep class probabilities of every section.
+    finished : callable, optional
+        Called with the index and the result of every section once it is done, from any thread; what it returns is kept
+        in its place. Where `store` is given this holds the whole result all the same.
 
     Returns
     -------
@@ -672,7 +678,8 @@ def complete(
     with _timed(seconds, "fit"):
         model, calibration, key = fit(settings, fusion, tissues, store, report)
     with _timed(seconds, "sections"):
-        sections = _completed(model, annotations.unlabelled, (key, keep_probabilities), jobs, store, report)
+        asked = (key, keep_probabilities)
+        sections = _completed(model, annotations.unlabelled, asked, jobs, store, report, finished)
     return assemble(annotations, sections, seconds, calibration, _notes(model, annotations), fusion.changes())
 
 
@@ -779,15 +786,15 @@ def _completed(
     jobs: int,
     store: Store | None,
     report: Progress,
+    finished: Finished,
 ) -> dict[int, SectionResult]:
     """Complete sections, `jobs` at a time; each is stored as soon as it is done."""
-    fusion, (_, keep_probabilities) = model.fusion, asked
+    fusion, (_, kept) = model.fusion, asked
 
     def one(z: int) -> SectionResult:
         key = content_key(*asked, z, *fusion.inputs(z)) if store is not None else ""
-        return SectionResult.from_arrays(
-            stored(store, f"section-{z:04}", key, lambda: model.complete_section(z, keep_probabilities).to_arrays())
-        )
+        arrays = stored(store, f"section-{z:04}", key, lambda: model.complete_section(z, kept).to_arrays())
+        return finished(z, SectionResult.from_arrays(arrays))
 
     return side_by_side(unlabelled, one, _jobs(fusion.device, jobs), partial(report, "sections"))
 
@@ -798,8 +805,4 @@ def _notes(model: Model, annotations: SectionLabels) -> tuple[str, ...]:
     notes += [f"Section {z} is {what}: {consequence(what)}." for z, what in faults.items()]
     for pair in model.fusion.warps.unmatched if model.fusion.warps is not None else ():
         notes.append(f"Sections {pair[1]} and {pair[0]} could not be registered: one is empty or constant.")
-    first, last = annotations.labelled[0], annotations.labelled[-1]
-    beyond = [z for z in annotations.unlabelled if not first < z < last]
-    if beyond:
-        notes.append(f"{len(beyond)} sections lie outside the labelled range; each rests on one labelled section.")
-    return tuple(notes)
+    return (*notes, *beyond_labels(annotations))
