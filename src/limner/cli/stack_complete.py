@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -116,10 +116,11 @@ class StackComplete:
             print(f"{self.output} is already complete.")
             print_summary(self.output, earlier)
             return 0, earlier
+        made = not folder.path.exists()
         running = folder.begin(record, earlier)
         _print_estimate(self, stack)
         try:
-            stack = _with_pixels(stack, folder, running, fresh=earlier is None)
+            stack = _with_pixels(stack, folder, running, lambda: folder.withdraw(earlier, made))
             completion = _complete(self, stack, folder)
             done = _finish(self, stack, folder, running, completion)
         except KeyboardInterrupt:
@@ -264,8 +265,8 @@ def _print_estimate(command: StackComplete, stack: Stack) -> None:
         print(f"Estimated for the whole run: {work}.", flush=True)
 
 
-def _with_pixels(stack: Stack, folder: RunFolder, running: RunRecord, fresh: bool) -> Stack:
-    """The stack with its pixels read, where these were left for now; a fresh run that cannot read them leaves no trace.
+def _with_pixels(stack: Stack, folder: RunFolder, running: RunRecord, withdraw: Callable[[], None]) -> Stack:
+    """The stack with its pixels read, where these were left for now; a run that cannot read them is taken back.
 
     Raises
     ------
@@ -278,8 +279,7 @@ def _with_pixels(stack: Stack, folder: RunFolder, running: RunRecord, fresh: boo
         with progress_on(sys.stderr) as report:
             images = read_reduced(stack.full, folder.store, running.inputs["images"], report)
     except ValueError:
-        if fresh:
-            folder.withdraw()
+        withdraw()
         raise
     return dataclasses.replace(stack, images=images)
 
