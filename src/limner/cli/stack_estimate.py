@@ -1,7 +1,7 @@
 """How long `limner stack complete` will take and how much memory, before it begins.
 
-The constants were measured on one core of a busy machine (docs/benchmarks.md, "Large sections"); another machine may be
-several times as fast or slow: the order of magnitude is what counts, minutes or hours, and whether memory will do.
+The constants were measured on one core of a busy machine (docs/benchmarks.md, "Stacks of large sections"); another may
+be several times as fast or slow: the order of magnitude is what counts, minutes or hours, and whether memory will do.
 """
 
 from __future__ import annotations
