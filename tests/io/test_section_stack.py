@@ -432,3 +432,13 @@ def test_truncated_section(folder, make_truncated, capfd, fraction):
         open_sections(folder)[1][:, :]
     assert "\n" not in str(raised.value)
     assert capfd.readouterr().err == ""
+
+
+def test_sections_of_ninety_million_pixels_are_no_attack(tmp_path):
+    """Pillow would warn of them, and refuse those of twice the size."""
+    pixels = np.zeros((9_500, 9_500), np.uint8)
+    pixels[9_000, 40] = 7
+    iio.imwrite(tmp_path / "s0.png", pixels, plugin="pillow", compress_level=1)
+    section = open_sections(tmp_path)[0]
+    assert section.shape == pixels.shape
+    assert section[9_000:9_001, 30:50].argmax() == 10

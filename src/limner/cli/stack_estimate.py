@@ -1,14 +1,14 @@
 """How long `limner stack complete` will take and how much memory, before it begins.
 
-The constants were measured on one core of a busy machine (docs/benchmarks.md, "Large sections"); another machine may be
-several times as fast or slow: the order of magnitude is what counts, minutes or hours, and whether memory will do.
+The constants were measured on one core of a busy machine (docs/benchmarks.md, "Stacks of large sections"); another may
+be several times as fast or slow: the order of magnitude is what counts, minutes or hours, and whether memory will do.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-READ, WRITTEN = 0.03, 0.035  # seconds a million pixels of the sections as they are
+READ, WRITTEN = 0.06, 0.035  # seconds a million pixels of the sections as they are; TIFF takes less, noisy PNG twice it
 REGISTERED = 2.5  # seconds a million pixels of a section at the size computed, with label flow
 FUSED = 0.5  # seconds a million pixels and structure
 TRAINED = 0.15  # seconds a step of training
