@@ -177,6 +177,7 @@ def test_a_run_with_labels_is_noted(tmp_path, sections):
         (["--transforms", "t.csv"], "has no column rotation_deg"),
         (["--labels", "small.nii.gz"], "has shape"),
         (["--transforms", "good.csv", "--back", "short.nii.gz"], "--back: .* has 2 sections"),
+        (["--transforms", "good.csv", "--back", "small.nii.gz"], "--back: labels in small.nii.gz have shape"),
         (["--transforms", "good.csv", "--back", "i.nii.gz", "--labels", "i.nii.gz"], "labels go either way"),
     ],
 )
@@ -193,6 +194,20 @@ def test_bad_input_is_told_and_nothing_written(tmp_path, sections, capsys, monke
     assert error.count("limner: error:") == 1
     assert re.search(message, error)
     assert not (tmp_path / "out").exists()
+
+
+def test_one_kind_of_run_does_not_take_the_place_of_another(tmp_path, sections, capsys):
+    file, labels = write_volume(tmp_path, "i", sections[0]), write_volume(tmp_path, "l", sections[1])
+    out, table = str(tmp_path / "out"), tmp_path / "t.csv"
+    assert main(["stack", "align", str(file), "--labels", str(labels), "-o", out]) == 0
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    table.write_bytes((tmp_path / "out" / "transforms.csv").read_bytes())
+    aligned = tmp_path / "aligned.nii.gz"
+    aligned.write_bytes((tmp_path / "out" / "labels.nii.gz").read_bytes())
+    for options in ([], ["--transforms", str(table), "--back", str(aligned)]):
+        assert main(["stack", "align", str(file), *options, "-o", out]) == 2
+        assert "differs in" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
 
 
 def test_a_stack_without_spacing_is_told(tmp_path, sections, capsys):

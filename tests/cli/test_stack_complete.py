@@ -734,3 +734,16 @@ def test_fusion_end_to_end(data: Path, capsys: pytest.CaptureFixture[str]) -> No
     capsys.readouterr()
     assert main([*arguments, "--within-mm", "0.02", "--save-probabilities"]) == 0
     assert "is already complete." in capsys.readouterr().out
+
+
+def test_labels_alone_are_interpolated_when_they_stand_for_the_images(data: Path) -> None:
+    """A stack without images: without registration nothing of the labels' file but its grid counts as an image."""
+    out, moved = data.parent / "out", data.parent / "moved"
+    settings = ["--method", "fusion", "--registration", "none", "--jobs", "1"]
+    assert main(command(data, *settings, images="labels.nii.gz")) == 0
+    found = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "labels.nii.gz")))
+    assert (found[list(LABELLED)] == truth()[list(LABELLED)]).all()
+    assert (found == truth()).mean() > 0.99 > (np.repeat(sparse()[::3], 3, axis=0)[: SHAPE[0]] == truth()).mean()
+    write_volume(data / "noise.nii.gz", np.random.default_rng(3).integers(0, 900, SHAPE).astype(np.uint16))
+    assert main(command(data, *settings, "-o", str(moved), images="noise.nii.gz")) == 0
+    assert (sitk.GetArrayFromImage(sitk.ReadImage(str(moved / "labels.nii.gz"))) == found).all()

@@ -110,11 +110,16 @@ def test_empty_section_stays_in_place_and_spoils_nothing(pairs, registered):
     np.testing.assert_allclose(registered.warp(pairs[1])[2], pairs[1][2], atol=1e-6)
 
 
-def test_batch_gives_what_single_pairs_give(pairs, registered):
-    alone = register(pairs[0][1], pairs[1][1], SPACING, options=SOFT)
+def test_batch_gives_what_single_pairs_give(pairs):
+    """After a few steps: over many, sums in another order part the two by some hundredths of a pixel."""
+    few = Options(stiffness=1.0, steps=4)
+    with pytest.warns(UserWarning, match="hold an empty or constant section"):
+        together = register(pairs[0], pairs[1], SPACING, options=few)
+    alone = register(pairs[0][1], pairs[1][1], SPACING, options=few)
     assert (alone.matched, alone.displacement.shape) == ((True,), (1, 2, *SHAPE))
-    difference = in_pixels(alone.displacement[0] - registered.displacement[1])
-    assert np.abs(difference).max() < 0.02  # sums in another order
+    assert np.abs(in_pixels(alone.displacement[0])).max() > 0.5
+    difference = in_pixels(alone.displacement[0] - together.displacement[1])
+    assert np.abs(difference).max() < 0.002
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, np.nan, np.inf])

@@ -155,6 +155,10 @@ def new_record(command: StackAlign, stack: SectionStack, command_line: Sequence[
     assert stack.spacing is not None
     settings = {
         "algorithm": ALGORITHM,
+        # what is written: one kind of run does not take the place of another unasked
+        "labels": command.labels is not None,
+        "transforms_given": command.transforms is not None,
+        "back": command.back is not None,
         "max_angle": command.max_angle,
         "keep_orientation": command.keep_orientation,
         "spacing": [float(f"{s:.9g}") for s in stack.spacing],
@@ -378,13 +382,27 @@ def read_aligned_labels(command: StackAlign, stack: SectionStack) -> dict[int, L
     path = command.back
     assert path is not None
     if is_folder(path) and stack.source.kind == "folder":
-        return {z: labels for z, _, labels in labels_of(path, stack)}
+        by_section = {z: labels for z, _, labels in labels_of(path, stack)}
+        check_aligned_shape(path, [labels.shape for labels in by_section.values()], stack)
+        return by_section
     found = read_label_volume(path, spacing=stack.spacing, section_axis=command.section_axis).labels
     if len(found) != len(stack):
         raise ValueError(
             f"--back: {path} has {len(found)} sections, {command.images} {len(stack)}; give labels of the aligned stack"
         )
+    check_aligned_shape(path, [found.shape[1:]], stack)
     return dict(enumerate(found))
+
+
+def check_aligned_shape(path: Path, shapes: Sequence[tuple[int, ...]], stack: SectionStack) -> None:
+    """Refuse labels that are not of one size, or smaller than the sections that the aligned canvas holds."""
+    largest = largest_section(stack)
+    for shape in shapes:
+        if shape != shapes[0] or any(has < needs for has, needs in zip(shape, largest, strict=True)):
+            raise ValueError(
+                f"--back: labels in {path} have shape {shape}; on the aligned stack all have one, {largest} (y, x) or "
+                "more; give labels made on that"
+            )
 
 
 def print_summary(record: RunRecord) -> None:

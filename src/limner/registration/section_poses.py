@@ -245,7 +245,10 @@ def most_likely(
     def cost(logs: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
         kept = np.clip(logs, lowest, highest)
         unusual = (kept[1] - kept[0] - math.log(ANATOMY)) / ANATOMY_NATS
-        return 0.5 * unusual**2 - _log_evidence(pairs, steps, weights, n, np.exp(kept))[0]
+        try:
+            return 0.5 * unusual**2 - _log_evidence(pairs, steps, weights, n, np.exp(kept))[0]
+        except linalg.LinAlgError:  # scales so far apart that no number holds both
+            return math.inf
 
     for _ in range(ROUNDS):
         fit = optimize.minimize(
