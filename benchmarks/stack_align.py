@@ -22,12 +22,13 @@ from scipy.ndimage import gaussian_filter1d
 from limner.annotations import SectionLabels
 from limner.io import read, read_label_volume
 from limner.io.sections import border_median
-from limner.methods.stack_completion import Settings, complete
+from limner.methods.stack_completion import complete
 from limner.metrics.pixels import score_stack
 from limner.registration.section_resampling import moved, small_section
 from limner.registration.stack_alignment import align, find_faults, inspect, working_grid
 from limner.run_record import machine, package_versions
 from limner.space import Space
+from limner.stack_settings import Settings
 from limner.volume import LabelMap, Volume
 
 DEGREES, SHARE, BRIGHTNESS = 10.0, 0.1, 0.2

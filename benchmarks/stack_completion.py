@@ -41,10 +41,11 @@ from scipy import ndimage
 from limner.annotations import SectionLabels
 from limner.intensity import background_level, to_8_bit
 from limner.io import read, read_label_volume
-from limner.methods.stack_completion import Settings, complete
+from limner.methods.stack_completion import complete
 from limner.metrics.pixels import confusion, evaluation_mask
 from limner.run_record import Store, machine, package_versions, write_atomically
 from limner.space import Space
+from limner.stack_settings import Settings
 from limner.volume import LabelMap, Volume
 from stack_methods import LAST_LABELLED, WITHIN_MM, interpolated
 from stack_peers import PIECE, STACK_PEERS, UNET_CPU_SECONDS, peak_mb, write

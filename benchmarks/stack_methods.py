@@ -25,10 +25,11 @@ from limner.annotations import SectionLabels
 from limner.completion import Completion, Size, areas
 from limner.io import read, read_label_volume
 from limner.label_fusion import blend
-from limner.methods.stack_completion import Settings, complete
+from limner.methods.stack_completion import complete
 from limner.metrics.pixels import expected_calibration_error, score_stack
 from limner.run_record import Store, machine, package_versions
 from limner.section_fusion import FusionOptions, SectionFusion
+from limner.stack_settings import Settings
 from limner.volume import LabelMap
 
 LAST_LABELLED = 250

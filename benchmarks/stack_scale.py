@@ -26,10 +26,11 @@ import torch
 
 from limner.annotations import SectionLabels
 from limner.io import read, read_label_volume
-from limner.methods.stack_completion import Settings, complete
+from limner.methods.stack_completion import complete
 from limner.metrics.pixels import score_stack
 from limner.run_record import machine, package_versions
 from limner.space import Space
+from limner.stack_settings import Settings
 from limner.volume import LabelMap, Volume
 
 EVERY = 10

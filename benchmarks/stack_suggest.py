@@ -35,7 +35,6 @@ import torch
 
 from limner.annotations import SectionLabels
 from limner.io import read, read_label_volume
-from limner.methods.stack_completion import Settings
 from limner.metrics.pixels import score_stack
 from limner.registration.section_warps import SectionWarps, register_sections
 from limner.registration.velocity_field import Options
@@ -43,6 +42,7 @@ from limner.run_record import Store, content_key, machine, package_versions, sto
 from limner.section_choice import suggest_sections, weighed_by_change
 from limner.section_fusion import FusionOptions, SectionFusion
 from limner.space import Space
+from limner.stack_settings import Settings
 from limner.volume import LabelMap, Volume
 
 LAST = 240

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -74,6 +75,11 @@ def chosen_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("complete(): device is 'cuda', but torch finds no CUDA GPU here; give 'cpu' or 'auto'")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def jobs_on(device: str, asked: int) -> int:
+    """How many pieces of work go side by side: as many as asked, for 0 as there are cores; one on a GPU."""
+    return 1 if device != "cpu" else asked or os.cpu_count() or 1
 
 
 def keep_freed_memory() -> bool:

@@ -13,9 +13,10 @@ from scipy import ndimage
 
 from limner.annotations import SectionLabels
 from limner.io import read, read_label_volume
-from limner.methods.stack_completion import Settings, complete
+from limner.methods.stack_completion import complete
 from limner.metrics.pixels import score_stack
 from limner.space import Space
+from limner.stack_settings import Settings
 from limner.volume import LabelMap, Volume
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "mouse_stack"

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import limner.methods.stack_completion as stack_completion
+from limner import stack_settings
 from limner.annotations import SectionLabels
 from limner.completion import pixels_between
 from limner.methods.stack_completion import (
     Model,
     SectionData,
-    Settings,
     atlas_log_likelihood,
     bound,
     complete,
@@ -31,6 +31,7 @@ from limner.pixel_classifier import network_log_probabilities
 from limner.run_record import Store
 from limner.section_fusion import FusionOptions, SectionFusion
 from limner.space import Space
+from limner.stack_settings import Settings
 from limner.volume import LabelMap, Volume
 
 SPACING = (0.1, 0.05, 0.05)
@@ -509,7 +510,7 @@ def test_stages_of_another_algorithm_are_made_anew(phantom, method, tmp_path, re
     assert again() == (computed, [1, 3])
     assert again() == (set(), [])
     calibration = (tmp_path / "calibration.npz").read_bytes()
-    monkeypatch.setattr(stack_completion, "ALGORITHM", stack_completion.ALGORITHM + 1)
+    monkeypatch.setattr(stack_settings, "ALGORITHM", stack_settings.ALGORITHM + 1)
     assert again() == (computed, [1, 3])
     assert (tmp_path / "calibration.npz").read_bytes() != calibration  # its key is another
 
@@ -576,8 +577,8 @@ def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
 
 def test_every_number_in_the_settings_has_a_range():
     numbers = {f.name for f in fields(Settings) if isinstance(f.default, int | float) and f.type != "bool"}
-    assert set(stack_completion.LOWEST) == numbers
-    assert all(lowest <= getattr(Settings(), name) for name, lowest in stack_completion.LOWEST.items())
+    assert set(stack_settings.LOWEST) == numbers
+    assert all(lowest <= getattr(Settings(), name) for name, lowest in stack_settings.LOWEST.items())
 
 
 @pytest.mark.parametrize(

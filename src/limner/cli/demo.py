@@ -39,7 +39,7 @@ class Demo:
         """Run `limner stack complete` on the sample."""
         sample = find_sample(self.data)
         from limner.cli.stack_complete import StackComplete
-        from limner.methods.stack_completion import Settings
+        from limner.stack_settings import Settings
 
         command = StackComplete(
             images=sample / "images.nii.gz",

@@ -35,10 +35,11 @@ from limner.cli.stack_sizes import (
 from limner.completion import Completion
 from limner.io import SectionStack, open_labels, read_labels
 from limner.io.tissues import read_tissues
-from limner.methods.stack_completion import ALGORITHM, Settings, complete
+from limner.methods.stack_completion import complete
 from limner.metrics.pixels import StackScore, score_stack
 from limner.networks.fcn_vgg import check_vgg16_weights
 from limner.run_record import RunRecord
+from limner.stack_settings import ALGORITHM, Settings
 from limner.volume import Volume
 
 NONE = "(default: none)"

@@ -36,14 +36,13 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +50,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limner import stack_settings
 from limner.annotations import SectionLabels
 from limner.augmentation import Augmentation, augment
 from limner.calibration import first_within_one_standard_error, held_out_sections, temperature_scaling
@@ -65,7 +65,8 @@ from limner.completion import (
     pixels_between,
     widest_errors,
 )
-from limner.parallel import chosen_device, side_by_side
+from limner.fusion_stages import Progress, prepare
+from limner.parallel import chosen_device, jobs_on, side_by_side
 from limner.pixel_classifier import (
     ClassifierOptions,
     PixelClassifier,
@@ -73,94 +74,17 @@ from limner.pixel_classifier import (
     network_log_probabilities,
     train_globally,
 )
-from limner.registration.section_warps import SectionWarps, links, register_sections
-from limner.registration.stack_alignment import Inspection, consequence, find_faults
-from limner.registration.velocity_field import Options, Start
+from limner.registration.stack_alignment import consequence
 from limner.run_record import Store, content_key, hash_file, stored
 from limner.section_fusion import FusionOptions, SectionFusion
+from limner.stack_settings import Settings
 from limner.tiled_evidence import TiledEvidence
 from limner.volume import Volume
 
-Progress = Callable[[str, int, int], None]
-ALGORITHM = 4  # raised with every change that alters results: stages stored before it are then made anew
-LOWEST = {  # of each number in Settings; HIGHEST is the same for all
-    **{"network_pixels": 1, "training_steps": 1, "local_steps": 0, "iterations": 0, "m_steps": 0, "seed": 0},
-    **{"stiffness": 0, "rho": 0, "sigma": 1e-3, "alpha": 0, "clip_mm": 1e-6, "placement": 0},
-    **{"weight_of_network": 0, "prior": 0, "gem_prior": 0},
-}
-HIGHEST = 1e12
 WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
 AUGMENTED_COPIES = 2  # of each neighbouring labelled section, in local training
 SAMPLED = 2**22  # pixels times structures of a section on which lambda is fitted, about
 WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda; the paper's is the last
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What can be chosen. Values of the paper are named; a default that differs says why."""
-
-    method: Literal["network", "fusion", "product", "gem"] = "gem"
-    """Evidence used: the network alone, fusion alone, their product, or both in one model (generalised EM)."""
-    registration: Literal["chained", "direct", "none"] = "chained"
-    """Register section to section and follow the chain, or labelled sections directly (paper), or not at all."""
-    start: Start = "affine"
-    """What each registration seeks before it deforms."""
-    stiffness: float = 10.0
-    """Resistance of registration to deforming; 1 follows stronger local warps, and texture with them."""
-    fusion: Literal["blended", "normalised", "printed"] = "blended"
-    """Blend signed distances along z, or mix two atlases with each one's odds normalised, or as the paper's Eq. 4."""
-    interpolation: Literal["linear", "catmull-rom"] = "catmull-rom"
-    """How 'blended' fusion interpolates along z: two labelled sections or up to four."""
-    label_flow: bool = True
-    """Let 'blended' fusion carry the neighbours' labels towards each other by what registration left between them;
-    not with 'direct' registration, whose fields do not add up along the way."""
-    rho: float = 0.0
-    """LogOdds per mm of signed distance (paper: 21). 0: for 'blended' fitted on left-out sections, else 21."""
-    sigma: float = 20.0
-    """Standard deviation of 8-bit grey levels between atlas and section (paper: 20); not for 'blended'."""
-    alpha: float = 1.0
-    """Decay of an atlas's weight with distance, per mm (paper: 1); not for 'blended'."""
-    clip_mm: float = 1.0
-    """Signed distances beyond this are cut, mm. 1 measured better than 3 on the mouse stack."""
-    network: Literal["unet", "fcn_vgg16"] = "unet"
-    """A small U-Net, or the paper's FCN-8s on VGG-16 (too slow for whole stacks without a GPU)."""
-    vgg16_weights: str = ""
-    """File of VGG-16 weights with torchvision's names, for fcn_vgg16; empty: from scratch."""
-    network_pixels: int = 136
-    """Longer side of the sections as the network sees them, pixels; predictions are enlarged again."""
-    training_steps: int = 4000
-    """Global training: gradient steps, four labelled sections each."""
-    placement: float = 0.3
-    """How far training moves sections: 1 is up to 10 degrees, 5 % shift, 10 % scaling, for sections that lie unlike."""
-    local_steps: int = 60
-    """Local training: gradient steps on the two neighbouring labelled sections."""
-    trained_layers: Literal["last", "all"] = "last"
-    """What local training and the M-step move: the last layer, or the whole network (paper)."""
-    weight_of_network: float = 0.0
-    """lambda, the power of p_d beside p_f (paper: 2). 0: fitted on left-out sections, less where labels are near."""
-    divide_by_frequency: bool = True
-    """Divide p_d by how frequent each structure is, as fusion carries the prior already (paper: no)."""
-    prior: float = 1e-4
-    """L2 prior on the weights in local training, nats a pixel."""
-    gem_prior: float = 0.1
-    """L2 prior on how far GEM moves the weights from local training's, nats a pixel (paper: none but `prior`)."""
-    iterations: int = 10
-    """Most EM iterations."""
-    m_steps: int = 15
-    """Gradient steps in an M-step."""
-    seed: int = 0
-    """Seed of every random draw."""
-
-    def check(self) -> None:
-        """Raise ValueError for a number out of range or a name that is none of the choices."""
-        for name, lowest in LOWEST.items():
-            value = getattr(self, name)
-            if not lowest <= value <= HIGHEST:  # NaN is not
-                raise ValueError(f"Settings(): {name} is {value}; give a number from {lowest:g} to {HIGHEST:g}")
-        for name, hint in get_type_hints(Settings).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                choices = ", ".join(get_args(hint))
-                raise ValueError(f"Settings(): {name} is {getattr(self, name)!r}; give one of {choices}")
 
 
 # ---- one model: generalised EM ----------------------------------------------------------------------------------
@@ -542,12 +466,12 @@ def fit(
     from_file = options.network == "fcn_vgg16" and options.vgg16_weights
     weights = hash_file(Path(options.vgg16_weights)) if from_file else ""
     shared = {**asdict(options), "trained_layers": "", "vgg16_weights": weights}
-    key = content_key(ALGORITHM, *data, shared, tissues, fusion.device)
+    key = content_key(stack_settings.ALGORITHM, *data, shared, tissues, fusion.device)
     everything = content_key(key, fusion.spacing, asdict(settings), calibration)
     if settings.method == "fusion":
         calibration |= fit_scales(model, held_out, store, everything)
         # a section then depends on its own atlases and, through the scales, a little on the left-out sections
-        return model, calibration, content_key(ALGORITHM, fusion.spacing, asdict(settings), calibration)
+        return model, calibration, content_key(stack_settings.ALGORITHM, fusion.spacing, asdict(settings), calibration)
     model.classifier = make_classifier(
         fusion.images, fusion.labels, fusion.labelled, fusion.positions, options, tissues, fusion.device
     )
@@ -672,9 +596,7 @@ def complete(
         return assemble(annotations, {}, {}, {}, (), {})
     seconds: dict[str, float] = {}
     with _timed(seconds, "registration"):
-        fusion.inspection = _inspected(fusion, settings, store, report)
-        fusion.warps = _registered(fusion, settings, store, report)
-        fusion.flows = _flows(fusion, settings, jobs, store, report)
+        prepare(fusion, settings, jobs, store, report)
     with _timed(seconds, "fit"):
         model, calibration, key = fit(settings, fusion, tissues, store, report)
     with _timed(seconds, "sections"):
@@ -713,72 +635,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - began
 
 
-def _inspected(fusion: SectionFusion, settings: Settings, store: Store | None, report: Progress) -> Inspection | None:
-    """What is wrong with which sections; without registration they are taken as they are."""
-    if settings.registration == "none":
-        return None
-    key = content_key(ALGORITHM, fusion.images, fusion.spacing)
-
-    def found() -> dict[str, NDArray[Any]]:
-        return find_faults(fusion.images, fusion.spacing, report).to_arrays()
-
-    return Inspection.from_arrays(stored(store, "inspection", key, found))
-
-
-def _registered(
-    fusion: SectionFusion, settings: Settings, store: Store | None, report: Progress
-) -> SectionWarps | None:
-    if settings.registration == "none":
-        return None
-    n = len(fusion.images)
-    faults = fusion.inspection
-    pairs, anchors = links(n, faults.blank if faults else (), faults.torn if faults else ())
-    if settings.registration == "direct":
-        pairs = sorted({(max(z, a), min(z, a)) for z in range(n) for a in fusion.labelled_near(z)})
-        anchors = {}
-    orientations = dict(enumerate(faults.orientations.tolist())) if faults else {}
-    setting = (settings.start, settings.stiffness, pairs, sorted(anchors.items()), sorted(orientations.items()))
-    key = content_key(ALGORITHM, fusion.images, fusion.spacing, *setting)
-
-    def registered() -> dict[str, NDArray[Any]]:
-        options = Options(stiffness=settings.stiffness)
-        return register_sections(
-            fusion.images,
-            pairs,
-            fusion.spacing,
-            start=settings.start,
-            options=options,
-            device=fusion.device,
-            progress=partial(report, "registration"),
-            orientations=orientations,
-            anchors=anchors,
-        ).to_arrays()
-
-    return SectionWarps.from_arrays(stored(store, "registration", key, registered))
-
-
-def _flows(
-    fusion: SectionFusion, settings: Settings, jobs: int, store: Store | None, report: Progress
-) -> dict[tuple[int, int], Tensor]:
-    """`SectionFusion.flow` of every pair that fitting and fusing will ask for."""
-
-    def one(pair: tuple[int, int]) -> Tensor:
-        before, after = pair
-        if store is None:
-            return fusion.flow(before, after)
-        registered = fusion.displacement(before, after).cpu().numpy()
-        key = content_key(ALGORITHM, fusion.spacing, settings.clip_mm, *(fusion.labels[a] for a in pair), registered)
-        name = f"flow-{before:04}-{after:04}"
-        arrays = stored(store, name, key, lambda: {"velocity": fusion.flow(before, after).cpu().numpy()})
-        return torch.from_numpy(arrays["velocity"]).to(fusion.device)
-
-    return side_by_side(fusion.flow_pairs(), one, _jobs(fusion.device, jobs), partial(report, "label flow"))
-
-
-def _jobs(device: str, asked: int) -> int:
-    return 1 if device != "cpu" else asked or os.cpu_count() or 1
-
-
 def _completed(
     model: Model,
     unlabelled: Sequence[int],
@@ -796,7 +652,7 @@ def _completed(
         arrays = stored(store, f"section-{z:04}", key, lambda: model.complete_section(z, kept).to_arrays())
         return finished(z, SectionResult.from_arrays(arrays))
 
-    return side_by_side(unlabelled, one, _jobs(fusion.device, jobs), partial(report, "sections"))
+    return side_by_side(unlabelled, one, jobs_on(fusion.device, jobs), partial(report, "sections"))
 
 
 def _notes(model: Model, annotations: SectionLabels) -> tuple[str, ...]:
