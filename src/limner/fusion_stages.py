@@ -1,16 +1,21 @@
-"""What is done once for a stack before labels are fused: faults found, sections registered, label flow; all kept."""
+"""What is done once for a stack: inputs checked, faults found, sections registered, label flow; what a fit stands on.
+
+All but the first is kept in a store.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from limner import stack_settings
+from limner.annotations import SectionLabels
 from limner.parallel import jobs_on, side_by_side
 from limner.registration.section_warps import SectionWarps, links, register_sections
 from limner.registration.stack_alignment import Inspection, find_faults
@@ -18,8 +23,33 @@ from limner.registration.velocity_field import Options
 from limner.run_record import Store, content_key, stored
 from limner.section_fusion import SectionFusion
 from limner.stack_settings import Settings
+from limner.volume import Volume
 
 Progress = Callable[[str, int, int], None]
+FITTED_LABELS = "fitted-labels"  # the stage; without it the next run fits anew
+MAY_CHANGE = 0.25  # of the labelled sections that a fit stands on
+
+
+def check(images: Volume, annotations: SectionLabels) -> None:
+    """Raise ValueError where images and labels do not fit together or images hold no numbers."""
+    labels = annotations.label_map
+    if images.space.shape != labels.space.shape:
+        raise ValueError(
+            f"complete(): labels have shape {labels.space.shape}, images {images.space.shape} (z, y, x); give both on "
+            "one grid"
+        )
+    if not np.allclose(images.space.spacing, labels.space.spacing, rtol=1e-3):
+        raise ValueError(
+            f"complete(): labels have spacing {labels.space.spacing} mm, images {images.space.spacing} mm (z, y, x); "
+            "resample one"
+        )
+    lowest, highest = labels.labels.min(), labels.labels.max()
+    if lowest < 0 or highest > np.iinfo(np.int32).max:
+        raise ValueError(f"complete(): labels range from {lowest} to {highest}; renumber them from 0 to 2147483647")
+    if not labels.labels[list(annotations.labelled)].any():
+        raise ValueError("complete(): the labelled sections hold background only; label a structure on one of them")
+    if not np.isfinite(images.pixels).all():
+        raise ValueError("complete(): images hold NaN or infinity; replace them")
 
 
 def prepare(fusion: SectionFusion, settings: Settings, jobs: int, store: Store | None, report: Progress) -> None:
@@ -105,3 +135,59 @@ def _flows(
         return torch.from_numpy(arrays["velocity"]).to(fusion.device)
 
     return side_by_side(fusion.flow_pairs(), one, jobs_on(fusion.device, jobs), partial(report, "label flow"))
+
+
+def labels_to_stand_on(fusion: SectionFusion, store: Store | None, key: str) -> tuple[str, list[int]]:
+    """Which labels network and scales are to be fitted to: as they are, or as they were when they were fitted before.
+
+    Who corrects a section waits for the sections that it speaks for, not for the network to be trained again. An
+    earlier fit is kept while at most `MAY_CHANGE` of its labelled sections were changed, added or taken away, and the
+    same structures are labelled.
+
+    Parameters
+    ----------
+    fusion : SectionFusion
+        The stack with its labels as they are.
+    store : Store, optional
+        Where stages are kept; None: labels as they are.
+    key : str
+        Of all that fits depend on but labels.
+
+    Returns
+    -------
+    key : str
+        Stands for the labels.
+    changed : list of int
+        Sections labelled otherwise since, increasing.
+    """
+    now, structures = _labels_now(fusion)
+    earlier = store.load(FITTED_LABELS, key) if store is not None else None
+    if earlier is not None and earlier["structures"].tolist() == structures:
+        before = dict(zip(earlier["sections"].tolist(), earlier["hashes"].tolist(), strict=True))
+        changed = sorted(z for z in {*now, *before} if now.get(z) != before.get(z))
+        if len(changed) <= MAY_CHANGE * len(before):
+            return content_key(sorted(before.items())), changed
+    return content_key(sorted(now.items())), []
+
+
+def remember_labels(fusion: SectionFusion, store: Store | None, key: str) -> None:
+    """Keep for `labels_to_stand_on`, under its key, that everything is fitted to the labels as they are."""
+    if store is not None:
+        now, structures = _labels_now(fusion)
+        kept = {"sections": [*now], "hashes": [*now.values()], "structures": structures}
+        store.save(FITTED_LABELS, key, {name: np.asarray(value) for name, value in kept.items()})
+
+
+def kept_fit(changed: Sequence[int]) -> str:
+    """What the user should know where labels were changed after network and scales had been fitted."""
+    sections = ", ".join(map(str, changed))
+    return (
+        f"Labels of sections {sections} were changed or added after network and scales had been fitted; these were "
+        "kept, and only sections that those speak for were done again. --refit fits them to all labels."
+    )
+
+
+def _labels_now(fusion: SectionFusion) -> tuple[dict[int, str], list[int]]:
+    """What stands for the labels of each labelled section, and all structures on them."""
+    hashes = {z: content_key(fusion.labels[z]) for z in fusion.labelled}
+    return hashes, sorted({s for z in fusion.labelled for s in np.unique(fusion.labels[z]).tolist()})

@@ -26,7 +26,9 @@ import limner.cli.demo
 import limner.cli.stack_complete
 from limner.annotations import SectionLabels
 from limner.cli import main
+from limner.fusion_stages import FITTED_LABELS
 from limner.io.ome_zarr import save_ome_zarr
+from limner.run_record import Store
 from limner.volume import LabelMap, Volume
 
 SPACING = (0.05, 0.02, 0.01)
@@ -533,6 +535,16 @@ def test_corrected_labels_go_on_without_overwrite(data: Path, method: Method) ->
     assert main(command(data, "--labelled", "0,3")) == 0
     assert method.calls == 3
     assert record(data)["options"]["labelled"] == [0, 3]
+
+
+def test_a_complete_run_is_fitted_again_only_when_asked(data: Path, method: Method) -> None:
+    fitted = data.parent / "out" / ".resume" / "stages" / "fitted-labels.npz"
+    assert main(command(data)) == 0
+    Store(fitted.parent).save(FITTED_LABELS, "key", {})
+    assert main(command(data)) == 0
+    assert (method.calls, fitted.exists()) == (1, True)
+    assert main(command(data, "--refit")) == 0
+    assert (method.calls, fitted.exists()) == (2, False)
 
 
 def test_results_corrected_by_hand_are_not_lost_unasked(

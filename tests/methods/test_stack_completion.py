@@ -13,6 +13,7 @@ import limner.methods.stack_completion as stack_completion
 from limner import stack_settings
 from limner.annotations import SectionLabels
 from limner.completion import pixels_between
+from limner.fusion_stages import FITTED_LABELS
 from limner.methods.stack_completion import (
     Model,
     SectionData,
@@ -472,6 +473,59 @@ def test_a_correction_redoes_the_sections_that_it_speaks_for(phantom, tmp_path, 
     assert set(recomputed) == redone
     fresh = completed((images, corrected(labels, corrects)), settings, labelled)
     np.testing.assert_array_equal(after.labels.labels, fresh.labels.labels)
+
+
+EVERY_THIRD = (0, 3, 6, 9, 12)
+
+
+@pytest.mark.parametrize("method", ["fusion", "gem"])
+def test_who_corrects_one_section_waits_for_those_it_speaks_for(phantom, method, tmp_path, recomputed):
+    """rho, the network, lambda and the temperature are fitted, and stay."""
+    images, labels = phantom
+    settings, store, begun = replace(QUICK, method=method), Store(tmp_path), []
+
+    def run(labels, labelled=EVERY_THIRD, store=store):
+        begun.clear()
+        recomputed.clear()
+        noted = {"store": store, "progress": lambda stage, *_: begun.append(stage)}
+        return completed((images, labels), settings, labelled, **noted)
+
+    before, fresh = run(labels), {"training"} if method == "gem" else set()
+    assert fresh <= {*begun}
+    assert not before.notes
+
+    changed = corrected(labels, 12)
+    after = run(changed)
+    assert "training" not in begun
+    assert set(recomputed) == {7, 8, 10, 11}  # between labelled sections of which 12 is one of the four nearest
+    assert after.calibration == before.calibration
+    assert [note for note in after.notes if note.startswith("Labels of sections 12 were changed")]
+    assert (after.labels.labels[11] != before.labels.labels[11]).any()
+    np.testing.assert_array_equal(after.labels.labels[12], changed[12])
+    assert not run(labels).notes  # as they were
+
+    run(changed)
+    store.remove(FITTED_LABELS)
+    again, anew = run(changed), run(changed, store=None)
+    assert not again.notes
+    assert again.calibration == anew.calibration != before.calibration
+    np.testing.assert_array_equal(again.labels.labels, anew.labels.labels)
+
+
+@pytest.mark.parametrize("change", ["two of five sections", "a new structure", "a structure less"])
+def test_the_fit_is_made_anew_where_labels_are_others(phantom, change, tmp_path):
+    images, labels = phantom
+    settings, store = replace(QUICK, method="fusion"), Store(tmp_path)
+    other = corrected(labels, 12)
+    if change == "two of five sections":
+        other = corrected(other, 9)
+    else:
+        other[12, 10:20, 30:40] = 9
+    given = [other, labels] if change == "a structure less" else [labels, other]
+    before, after = (completed((images, each), settings, EVERY_THIRD, store=store) for each in given)
+    assert not after.notes
+    assert after.calibration != before.calibration
+    assert after.calibration == completed((images, given[1]), settings, EVERY_THIRD).calibration
 
 
 @pytest.mark.parametrize("change", ["image", "position"])

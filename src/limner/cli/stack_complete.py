@@ -33,6 +33,7 @@ from limner.cli.stack_sizes import (
     reduce_labels,
 )
 from limner.completion import Completion
+from limner.fusion_stages import FITTED_LABELS
 from limner.io import SectionStack, open_labels, read_labels
 from limner.io.tissues import read_tissues
 from limner.methods.stack_completion import complete
@@ -91,6 +92,9 @@ class StackComplete:
     """Sections computed side by side on a CPU; 0: one for each core."""
     save_probabilities: FlagCreatePairsOff[bool] = False
     """Also write OUT/probabilities: one float32 TIFF a completed section, its pages listed in pages.csv."""
+    refit: FlagCreatePairsOff[bool] = False
+    """Fit network and scales to the labels as they are, where an earlier run's would be kept because few of them were
+    changed since."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Replace Limner's own files in OUT where they come from other settings or images, or were changed by hand."""
     settings: Settings = field(default_factory=Settings)
@@ -113,12 +117,14 @@ class StackComplete:
         stack = read_stack(self)
         record = new_record(self, stack, command_line)
         earlier = folder.earlier_run(record, self.overwrite)
-        if earlier is not None and folder.holds(earlier, record):
+        if earlier is not None and not self.refit and folder.holds(earlier, record):
             print(f"{self.output} is already complete.")
             print_summary(self.output, earlier)
             return 0, earlier
         made = not folder.path.exists()
         running = folder.begin(record, earlier)
+        if self.refit:
+            folder.store.remove(FITTED_LABELS)
         _print_estimate(self, stack)
         try:
             stack = _with_pixels(stack, folder, running, lambda: folder.withdraw(earlier, made))

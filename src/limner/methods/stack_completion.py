@@ -65,7 +65,7 @@ from limner.completion import (
     pixels_between,
     widest_errors,
 )
-from limner.fusion_stages import Progress, prepare
+from limner.fusion_stages import Progress, check, kept_fit, labels_to_stand_on, prepare, remember_labels
 from limner.parallel import chosen_device, jobs_on, side_by_side
 from limner.pixel_classifier import (
     ClassifierOptions,
@@ -456,20 +456,25 @@ def fit(
         What the results of the sections depend on.
     """
     model, calibration = Model(settings, fusion), dict[str, float]()
-    if settings.fusion == "blended" and not settings.rho and settings.method != "network":
-        calibration["rho_scale"] = fusion.fit_rho()
-    misleading = fusion.misleading
-    held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any() and z not in misleading]
     options = ClassifierOptions(**{n: getattr(settings, n) for n in ClassifierOptions.__dataclass_fields__})
-    labels = fusion.labels[list(fusion.labelled)]
-    data = (fusion.images, labels, fusion.labelled, fusion.positions)
     from_file = options.network == "fcn_vgg16" and options.vgg16_weights
     weights = hash_file(Path(options.vgg16_weights)) if from_file else ""
     shared = {**asdict(options), "trained_layers": "", "vgg16_weights": weights}
-    key = content_key(stack_settings.ALGORITHM, *data, shared, tissues, fusion.device)
-    everything = content_key(key, fusion.spacing, asdict(settings), calibration)
+    stack = (stack_settings.ALGORITHM, fusion.images, fusion.positions, tissues, fusion.device)
+    unlabelled = content_key(*stack, weights, fusion.spacing, asdict(settings))
+    labels, changed = labels_to_stand_on(fusion, store, unlabelled)
+    key, everything = content_key(*stack, shared, labels), content_key(unlabelled, labels)
+    if changed:
+        model.notes.append(kept_fit(changed))
+    if settings.fusion == "blended" and not settings.rho and settings.method != "network":
+        found = stored(store, "rho", everything, lambda: {"rho_scale": np.asarray(fusion.fit_rho())})
+        fusion.rho_scale = calibration["rho_scale"] = float(found["rho_scale"])
+    misleading = fusion.misleading
+    held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any() and z not in misleading]
     if settings.method == "fusion":
         calibration |= fit_scales(model, held_out, store, everything)
+        if not changed:
+            remember_labels(fusion, store, unlabelled)
         # a section then depends on its own atlases and, through the scales, a little on the left-out sections
         return model, calibration, content_key(stack_settings.ALGORITHM, fusion.spacing, asdict(settings), calibration)
     model.classifier = make_classifier(
@@ -482,6 +487,8 @@ def fit(
         model.classifier.load(stored(store, name, key, make))
         if name == "network-1":
             calibration |= fit_scales(model, held_out, store, everything)
+    if not changed:
+        remember_labels(fusion, store, unlabelled)
     return model, calibration, content_key(everything, calibration)
 
 
@@ -603,28 +610,6 @@ def complete(
         asked = (key, keep_probabilities)
         sections = _completed(model, annotations.unlabelled, asked, jobs, store, report, finished)
     return assemble(annotations, sections, seconds, calibration, _notes(model, annotations), fusion.changes())
-
-
-def check(images: Volume, annotations: SectionLabels) -> None:
-    """Raise ValueError where images and labels do not fit together or images hold no numbers."""
-    labels = annotations.label_map
-    if images.space.shape != labels.space.shape:
-        raise ValueError(
-            f"complete(): labels have shape {labels.space.shape}, images {images.space.shape} (z, y, x); give both on "
-            "one grid"
-        )
-    if not np.allclose(images.space.spacing, labels.space.spacing, rtol=1e-3):
-        raise ValueError(
-            f"complete(): labels have spacing {labels.space.spacing} mm, images {images.space.spacing} mm (z, y, x); "
-            "resample one"
-        )
-    lowest, highest = labels.labels.min(), labels.labels.max()
-    if lowest < 0 or highest > np.iinfo(np.int32).max:
-        raise ValueError(f"complete(): labels range from {lowest} to {highest}; renumber them from 0 to 2147483647")
-    if not labels.labels[list(annotations.labelled)].any():
-        raise ValueError("complete(): the labelled sections hold background only; label a structure on one of them")
-    if not np.isfinite(images.pixels).all():
-        raise ValueError("complete(): images hold NaN or infinity; replace them")
 
 
 @contextmanager
