@@ -49,6 +49,30 @@ def test_labels_move_with_the_image():
     assert len({tuple(w.flatten().tolist()) for w in weights}) == 4  # each section differently
 
 
+def test_at_half_the_size_pixels_are_means_of_four_and_labels_one_of_them():
+    images = torch.rand(2, 3, *SHAPE, generator=seeded())
+    targets = torch.randint(0, 300, (2, *SHAPE), generator=seeded())
+    moved, labels, weights = augment(images, targets, NOTHING, seeded(), (24, 40))
+    torch.testing.assert_close(moved, torch.nn.functional.avg_pool2d(images, 2), atol=2e-5, rtol=0)
+    blocks = targets.view(2, 24, 2, 40, 2).permute(0, 1, 3, 2, 4).flatten(3)
+    assert (blocks == labels[..., None]).any(dim=-1).all()
+    assert weights.shape == (2, 24, 40)
+    assert (weights == 1).all()
+
+
+@pytest.mark.parametrize("half", [(24, 40), (25, 41)])
+def test_sections_move_as_far_at_half_the_size(half):
+    """Places as shares of the section: a disc's middle, seen at both sizes after the same draws."""
+    targets = disc(4, (20, 44), 9)
+    ranges = moves(rotation=30, translation=0.1, scaling=0.1)
+    middles = []
+    for shape in (SHAPE, half):
+        labels = augment(targets[:, None].float(), targets, ranges, seeded(), shape)[1]
+        middles.append([(np.argwhere(section.numpy()) + 0.5).mean(axis=0) / shape for section in labels])
+    assert np.ptp(middles[0], axis=0).min() > 0.05
+    np.testing.assert_allclose(*middles, atol=0.01)  # a quarter of a pixel at half the size
+
+
 def test_seed_decides():
     images = torch.rand(2, 1, *SHAPE, generator=seeded())
     targets = disc(2)

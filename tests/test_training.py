@@ -95,6 +95,21 @@ def test_prepare_is_told_which_sections_it_gets():
     assert {z for chosen in seen for z in chosen} == set(range(5))
 
 
+@pytest.mark.parametrize("part", [(0.0, 1.0), (0.0, 0.3), (0.3, 1.0)])
+def test_the_first_half_of_the_schedule_sees_sections_of_half_the_size(part):
+    """Of 13 x 14 pixels, in whichever parts the schedule is run."""
+    images, sizes = torch.rand(2, 1, 13, 14), []
+    targets = (images[:, 0] > 0.5).long()
+
+    def prepare(x, _chosen):
+        sizes.append(tuple(x.shape[2:]))
+        return x
+
+    train(network(), images, targets, Schedule(10, *part, halved=0.5), prepare, torch.Generator(), augmentation=STILL)
+    expected = [(7, 7)] * 5 + [(13, 14)] * 5
+    assert sizes == expected[round(10 * part[0]) : round(10 * part[1])]
+
+
 def test_pixels_that_augmentation_left_unknown_do_not_count():
     """The loss is the mean over known pixels of each step, not over all."""
     images, targets = torch.zeros(1, 1, 20, 20), torch.zeros(1, 20, 20, dtype=torch.long)

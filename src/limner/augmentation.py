@@ -61,7 +61,11 @@ def random_transforms(n: int, shape: tuple[int, int], ranges: Augmentation, gene
 
 
 def augment(
-    images: Tensor, targets: Tensor, ranges: Augmentation, generator: torch.Generator
+    images: Tensor,
+    targets: Tensor,
+    ranges: Augmentation,
+    generator: torch.Generator,
+    shape: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Change sections and their labels alike; each section of the batch differently.
 
@@ -75,18 +79,21 @@ def augment(
         How far to go.
     generator : torch.Generator
         On the CPU; decides every draw.
+    shape : tuple of int, optional
+        Size (Y', X') of what is returned, down to half of (Y, X), which it is unless given.
 
     Returns
     -------
     images : Tensor
-        Shape (B, C, Y, X); beyond the border the image continues.
+        Shape (B, C, Y', X'); beyond the border the image continues.
     targets : Tensor
-        Shape (B, Y, X), nearest pixel.
+        Shape (B, Y', X'), nearest pixel.
     weights : Tensor
-        Shape (B, Y, X), 0 where the section did not reach, else 1.
+        Shape (B, Y', X'), 0 where the section did not reach, else 1.
     """
     transforms = random_transforms(len(images), (images.shape[2], images.shape[3]), ranges, generator)
-    grid = F.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
+    size = [*images.shape[:2], *(shape or images.shape[2:])]
+    grid = F.affine_grid(transforms.to(images.device), size, align_corners=False)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     labels = F.grid_sample(targets[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
     gain = 1 + (2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1) * ranges.contrast

@@ -34,6 +34,8 @@ class ClassifierOptions:
         Longer side of the reduced sections.
     training_steps : int
         Gradient steps of global training, four sections each.
+    halved : float
+        The part of global training, from its beginning, in which the U-Net sees sections half as long and wide.
     placement : float
         How far training sections are rotated, shifted and scaled, as a share of `Augmentation`'s ranges.
     trained_layers : {'last', 'all'}
@@ -46,6 +48,7 @@ class ClassifierOptions:
     vgg16_weights: str = ""
     network_pixels: int = 136
     training_steps: int = 4000
+    halved: float = 0.5
     placement: float = 0.3
     trained_layers: Literal["last", "all"] = "last"
     seed: int = 0
@@ -265,7 +268,8 @@ def train_globally(
     targets = torch.from_numpy(lookup(values)[inverse].reshape(labels.shape)).long()
     batch = min(4, len(labelled))
     fcn = isinstance(classifier.network, FCN8s)
-    schedule = Schedule(options.training_steps, *part, batch=batch, rate=1e-4 if fcn else 3e-3)
+    rate, halved = (1e-4, 0.0) if fcn else (3e-3, options.halved)
+    schedule = Schedule(options.training_steps, *part, batch=batch, rate=rate, halved=halved)
     groups = None
     if isinstance(classifier.network, FCN8s):
         first, last = classifier.network.parameter_groups(schedule.rate)

@@ -29,6 +29,8 @@ class Schedule:
         Highest learning rate; it warms up over 30 steps and falls to zero along a cosine.
     weight_decay : float
         Decoupled weight decay: the L2 prior on the weights.
+    halved : float
+        The part of the schedule, from its beginning, on sections half as long and wide: such a step costs a quarter.
     """
 
     steps: int
@@ -37,6 +39,7 @@ class Schedule:
     batch: int = 4
     rate: float = 3e-3
     weight_decay: float = 1e-4
+    halved: float = 0.0
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step."""
@@ -112,6 +115,8 @@ def train(
     optimiser = torch.optim.AdamW(groups, lr=schedule.rate, weight_decay=schedule.weight_decay)
     ranges = augmentation or Augmentation()
     first, last = round(schedule.first * schedule.steps), round(schedule.last * schedule.steps)
+    height, width = images.shape[2:]
+    half = (height + 1) // 2, (width + 1) // 2
     losses: list[float] = []
     network.train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
@@ -119,7 +124,8 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate_at(step) * group["scale"]
         chosen = torch.randperm(len(images), generator=generator)[: schedule.batch]
-        moved, labels, weights = augment(images[chosen], targets[chosen], ranges, generator)
+        shape = half if step < schedule.halved * schedule.steps else (height, width)
+        moved, labels, weights = augment(images[chosen], targets[chosen], ranges, generator, shape)
         logits = network(prepare(moved, chosen).contiguous(memory_format=torch.channels_last))
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum().clamp_min(1)
         optimiser.zero_grad()

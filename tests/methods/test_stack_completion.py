@@ -378,6 +378,39 @@ def test_the_same_seed_gives_the_same_labels_however_many_at_once(phantom, metho
         np.testing.assert_allclose(section.probabilities, alone.sections[z].probabilities, atol=1e-4)
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_local_training_is_done_once_a_gap(phantom, monkeypatch, jobs):
+    """Three gaps of three sections; before these once around the section that is left out to fit the scales."""
+    calls, original = [], stack_completion.train_locally
+
+    def spy(top, inputs, targets, settings):
+        calls.append(weights_of(top).sum().item())
+        original(top, inputs, targets, settings)
+
+    monkeypatch.setattr(stack_completion, "train_locally", spy)
+    completed(phantom, jobs=jobs)
+    assert len(calls) == 4
+    assert len(set(calls)) == 2  # from the network of all but the section left out, then from that of all
+
+
+def test_gem_on_one_section_leaves_the_others_alone(phantom):
+    """Each begins with what local training found, not with what GEM made of it for a section before."""
+    images, labels = phantom
+    fusion = SectionFusion(
+        images[:, None], labels.astype(np.int32), LABELLED, 0.1 * np.arange(13), (0.05, 0.05), FusionOptions()
+    )
+    model, _, _ = stack_completion.fit(QUICK, fusion)
+    top, data = model.section_data(5)
+    before = weights_of(top).detach().clone()
+    with torch.no_grad():
+        top.weight.add_(1.0)
+    again, same = model.section_data(6)
+    torch.testing.assert_close(weights_of(again).detach(), before)
+    torch.testing.assert_close(same.learnt, before)
+    torch.testing.assert_close(data.learnt, before)
+    assert not torch.equal(data.inputs, same.inputs)
+
+
 def test_lambda_follows_the_evidence_that_is_right(phantom, monkeypatch):
     """A network that knows the truth gets much weight, one that knows nothing the least."""
     images, labels = phantom
@@ -641,7 +674,7 @@ def test_every_number_in_the_settings_has_a_range():
         ("network_pixels", 1, 0),
         ("training_steps", 1, 0),
         *((name, 0, -1) for name in ("local_steps", "iterations", "m_steps", "seed", "stiffness", "rho", "alpha")),
-        *((name, 0.0, -1e-9) for name in ("placement", "weight_of_network", "prior", "gem_prior")),
+        *((name, 0.0, -1e-9) for name in ("placement", "halved", "weight_of_network", "prior", "gem_prior")),
         *((name, 0.01, 0.0) for name in ("sigma", "clip_mm")),
     ],
 )

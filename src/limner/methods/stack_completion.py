@@ -19,7 +19,8 @@ Departures, each a setting (what each gained stands in docs/benchmarks.md):
   labelled sections; their scale rho is fitted on left-out labelled sections. ``fusion='printed'`` is the paper's Eq. 4.
 - What the chain leaves between two labelled sections is found from their labels and shared out on the way (label flow).
 - The default network is a small U-Net on sections reduced to `network_pixels`, which also sees where a pixel lies.
-  Local training and the M-step move its last layer only, on features computed once.
+  Half of global training sees sections half as long and wide. Local training, done once for all sections of a gap, and
+  the M-step move its last layer only, on features computed once.
 - GEM's prior is centred on the weights that local training arrived at, so that the network keeps what it learnt from
   the other labelled sections; centred on zero, as in the paper, it gives in to fusion and the product is better.
 - The network's probabilities are divided by the frequency of each structure, so that only fusion carries the prior, and
@@ -36,11 +37,12 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,7 @@ from limner.volume import Volume
 
 WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
 AUGMENTED_COPIES = 2  # of each neighbouring labelled section, in local training
+GAPS_KEPT = 2  # whose local training is remembered: sections are completed gap by gap, and FCN-8s takes 0.5 GB each
 SAMPLED = 2**22  # pixels times structures of a section on which lambda is fitted, about
 WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda; the paper's is the last
 
@@ -318,6 +321,16 @@ class Model:
     area_width: float = math.nan
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.adapted = lru_cache(maxsize=GAPS_KEPT)(self._adapted)
+        self.adapting = threading.Lock()
+
+    def load(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        """Give the classifier other weights, and forget what was adapted from those before."""
+        assert self.classifier is not None
+        self.classifier.load(weights)
+        self.adapted.cache_clear()
+
     def log_w(self, z: int, left_out: int | None = None) -> tuple[TiledEvidence, list[float], float]:
         """log w of a section at full size, the objective's history, and mean entropy before GEM."""
         method, tiled = self.settings.method, TiledEvidence.of_all
@@ -350,25 +363,33 @@ class Model:
         return self.settings.weight_of_network or self.weight_per_mm * self.fusion.spread(z, left_out) ** 2
 
     def section_data(self, z: int, left_out: int | None = None) -> tuple[nn.Module, SectionData]:
-        """Stage 2: the network trained on the neighbours of `z`; with what it sees of `z` and of them."""
+        """A copy of the network as `adapted` to the neighbours of `z`; with what it sees of `z` and of them."""
+        classifier = self.classifier
+        assert classifier is not None
+        atlases, structures = self.fusion.neighbours(z, left_out), self.fusion.structures(z, left_out)
+        with self.adapting:  # else the sections of a gap that are begun together would each train it
+            top, inputs, targets = self.adapted(tuple(atlases), tuple(structures))
+        data = SectionData(classifier.fixed(classifier.images[[z]], [z]), inputs, targets)
+        if self.settings.divide_by_frequency:
+            data.log_frequency = self.fusion.log_frequency(z, left_out)
+        data.learnt = weights_of(top).detach()
+        return copy.deepcopy(top), data
+
+    def _adapted(self, atlases: Sequence[int], structures: Sequence[int]) -> tuple[nn.Module, Tensor, Tensor]:
+        """Stage 2, the same for all sections of a gap: the network, and `SectionData`'s atlas_inputs and _targets."""
         classifier, settings = self.classifier, self.settings
         assert classifier is not None
-        generator = torch.Generator().manual_seed(settings.seed + 7919 * (z + 1))
-        structures, atlases = self.fusion.structures(z, left_out), self.fusion.neighbours(z, left_out)
-        images = classifier.images[atlases]
+        generator = torch.Generator().manual_seed(settings.seed + 7919 * (atlases[0] + 1))
+        images = classifier.images[list(atlases)]
         targets = torch.stack([classifier.targets(a, structures) for a in atlases])
-        data = SectionData(classifier.fixed(classifier.images[[z]], [z]), classifier.fixed(images, atlases), targets)
-        if settings.divide_by_frequency:
-            data.log_frequency = self.fusion.log_frequency(z, left_out)
-        inputs, labels = [data.atlas_inputs], [targets]
+        inputs, labels = [classifier.fixed(images, atlases)], [targets]
         for _ in range(AUGMENTED_COPIES):
             moved, changed, weights = augment(images, targets, Augmentation().moved_by(settings.placement), generator)
             inputs.append(classifier.fixed(moved, atlases))
             labels.append(torch.where(weights > 0, changed, -1))
         top = classifier.top(structures, generator)
         train_locally(top, torch.cat(inputs), torch.cat(labels), settings)
-        data.learnt = weights_of(top).detach()
-        return top, data
+        return top, inputs[0], targets
 
     def complete_section(self, z: int, keep_probabilities: bool) -> SectionResult:
         """All of one unlabelled section."""
@@ -484,7 +505,7 @@ def fit(
         known = [z for z in fusion.labelled if z not in left_out and z not in misleading] or list(fusion.labelled)
         steps = partial(report, "training")
         make = partial(_trained, model.classifier, known, part, tissues, steps)
-        model.classifier.load(stored(store, name, key, make))
+        model.load(stored(store, name, key, make))
         if name == "network-1":
             calibration |= fit_scales(model, held_out, store, everything)
     if not changed:
