@@ -160,21 +160,34 @@ def schedule(model: Model, case: Case, sections: Sequence[int], shared: dict[str
     }
 
 
-def both_schedules(case: Case, settings: Settings, gaps: int, each: int, store: Store | None) -> Result:
+def over_stops(seconds: dict[str, float], folder: Path | None) -> dict[str, float]:
+    """Seconds by stage with those of the runs before that were stopped; kept in `folder`."""
+    if folder is None:
+        return seconds
+    path = folder / "seconds.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    total = {name: before.get(name, 0.0) + seconds.get(name, 0.0) for name in {**before, **seconds}}
+    write_atomically(path, lambda handle: handle.write(json.dumps(total).encode()))
+    return total
+
+
+def both_schedules(case: Case, settings: Settings, gaps: int, each: int, folder: Path | None) -> Result:
     """Limner's schedule beside the paper's, on the same few sections, with one network trained globally."""
+    store = None if folder is None else Store(folder)
     clock = Clock()
     with clock.on(OF_A_STACK, "reading, fitting"):
         fusion = made_fusion(case, settings, store)
         model, calibration, _ = fit(settings, fusion, store=store)
     assert model.classifier is not None
-    print({name: round(seconds, 1) for name, seconds in clock.seconds.items()}, flush=True)
+    shared = over_stops(clock.seconds, folder)
+    print({name: round(seconds, 1) for name, seconds in shared.items()}, flush=True)
     options = replace(model.classifier.options, trained_layers="all")
     whole = replace(
         model,
         settings=replace(settings, trained_layers="all"),
         classifier=replace(model.classifier, options=options),
     )
-    sections, shared = few_sections(case, gaps, each), dict(clock.seconds)
+    sections = few_sections(case, gaps, each)
     rows = {name: schedule(of, case, sections, shared) for name, of in (("last", model), ("all", whole))}
     return {
         "sections": sections,
@@ -260,7 +273,7 @@ def whole_run(case: Case, settings: Settings, jobs: int) -> Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/stack_speed.json"))
-    parser.add_argument("--store", type=Path, help="keep stages here; what is read from it costs no seconds")
+    parser.add_argument("--store", type=Path, help="keep stages and their seconds here, to go on after a stop")
     parser.add_argument("--steps", type=int, default=Settings().training_steps, help="of global training")
     parser.add_argument("--gaps", type=int, default=3)
     parser.add_argument("--each", type=int, default=2, help="sections of a gap")
@@ -282,7 +295,7 @@ def main() -> None:
     elif given.left_out:
         name, make = "left_out", partial(left_out, case, settings, given.seeds, store)
     else:
-        name, make = "schedules", partial(both_schedules, case, settings, given.gaps, given.each, store)
+        name, make = "schedules", partial(both_schedules, case, settings, given.gaps, given.each, given.store)
     if not given.whole:
         torch.set_num_threads(1)
     about = {"every": EVERY, "settings": asdict(settings), "versions": package_versions(), "machine": machine()}

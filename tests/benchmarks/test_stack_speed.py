@@ -1,5 +1,6 @@
 """How the benchmark of speed counts seconds, and which sections it takes."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from limner.space import Space
 from limner.volume import LabelMap, Volume
 from stack_completion import Case
-from stack_speed import Clock, accuracy, few_sections, seconds_a_section
+from stack_speed import Clock, accuracy, few_sections, over_stops, seconds_a_section
 
 
 class Hand:
@@ -55,6 +56,13 @@ def test_a_stage_that_fails_is_counted_and_what_was_patched_is_put_back() -> Non
         owner.fail()
     assert owner.fail is fail
     assert clock.seconds == {"failing": 3.0, "rest": 0.0}
+
+
+def test_seconds_add_up_over_stops(tmp_path: Path) -> None:
+    assert over_stops({"faults": 1.0, "rho": 2.0}, None) == {"faults": 1.0, "rho": 2.0}
+    over_stops({"faults": 1.0, "rho": 2.0}, tmp_path)
+    expected = {"faults": 5.0, "rho": 2.0, "scales": 8.0}
+    assert over_stops({"faults": 4.0, "scales": 8.0}, tmp_path) == expected
 
 
 @pytest.mark.parametrize(("gaps", "each"), [(3, 2), (1, 9), (25, 1), (4, 3)])
