@@ -1,7 +1,7 @@
 """What `gem` costs: Limner's schedule beside the paper's, which moves the whole network, and a whole run.
 
     python benchmarks/stack_speed.py              both schedules on a few sections of the mouse stack, one thread
-    python benchmarks/stack_speed.py --left-out   global training with and without its first half on smaller sections
+    python benchmarks/stack_speed.py --left-out   global training with and without `halved`, its first half on smaller sections
     python benchmarks/stack_speed.py --whole      a whole run, two jobs: wants two idle cores
 
 Coarse labels, every 10th section labelled from 0 to 250, withheld sections scored within 0.2 mm of their structures.
@@ -46,6 +46,7 @@ from stack_completion import Case, count, mouse_stack
 from stack_methods import WITHIN_MM
 
 EVERY = 10
+HALVED = 0.5  # what --left-out compares with 0
 OF_A_STACK = {
     "faults": (fusion_stages, "_inspected"),
     "registration": (fusion_stages, "_registered"),
@@ -228,7 +229,7 @@ def left_out(case: Case, settings: Settings, seeds: Sequence[int], store: Store 
     fusion = made_fusion(case, settings, store)
     fusion.fit_rho()
     held_out, rows = held_out_sections(fusion.labelled), []
-    for halved, seed in ((h, s) for s in seeds for h in (Settings().halved, 0.0)):
+    for halved, seed in ((h, s) for s in seeds for h in (HALVED, 0.0)):
         chosen = replace(settings, halved=halved, seed=seed)
         options = ClassifierOptions(**{n: getattr(chosen, n) for n in ClassifierOptions.__dataclass_fields__})
         classifier, seconds = trained_without(fusion, options, held_out, store)
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/stack_speed.json"))
     parser.add_argument("--store", type=Path, help="keep stages and their seconds here, to go on after a stop")
     parser.add_argument("--steps", type=int, default=Settings().training_steps, help="of global training")
+    parser.add_argument("--halved", type=float, default=Settings().halved, help="share of it on smaller sections")
     parser.add_argument("--gaps", type=int, default=3)
     parser.add_argument("--each", type=int, default=2, help="sections of a gap")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --left-out")
@@ -286,7 +288,7 @@ def main() -> None:
     stack = mouse_stack()
     if stack is None:
         return
-    case, settings = Case(*stack, EVERY, displaced=False), Settings(training_steps=given.steps)
+    case, settings = Case(*stack, EVERY, displaced=False), Settings(training_steps=given.steps, halved=given.halved)
     if given.store is not None:
         given.store.mkdir(parents=True, exist_ok=True)
     store = Store(given.store) if given.store is not None else None

@@ -48,7 +48,7 @@ class ClassifierOptions:
     vgg16_weights: str = ""
     network_pixels: int = 136
     training_steps: int = 4000
-    halved: float = 0.5
+    halved: float = 0.0
     placement: float = 0.3
     trained_layers: Literal["last", "all"] = "last"
     seed: int = 0

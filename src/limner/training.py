@@ -30,7 +30,7 @@ class Schedule:
     weight_decay : float
         Decoupled weight decay: the L2 prior on the weights.
     halved : float
-        The part of the schedule, from its beginning, on sections half as long and wide: such a step costs a quarter.
+        The part of the schedule, from its beginning, on sections half as long and wide.
     """
 
     steps: int

@@ -34,5 +34,5 @@ def test_it_grows_with_the_work() -> None:
 
 
 def test_in_words() -> None:
-    assert str(LARGE) == "about 49 min and 4 GB of memory"
+    assert str(LARGE) == "about 47 min and 4 GB of memory"
     assert not Work(3, 2, (30, 30), (30, 30), structures=2, steps=0).is_long

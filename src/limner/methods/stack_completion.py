@@ -19,8 +19,8 @@ Departures, each a setting (what each gained stands in docs/benchmarks.md):
   labelled sections; their scale rho is fitted on left-out labelled sections. ``fusion='printed'`` is the paper's Eq. 4.
 - What the chain leaves between two labelled sections is found from their labels and shared out on the way (label flow).
 - The default network is a small U-Net on sections reduced to `network_pixels`, which also sees where a pixel lies.
-  Half of global training sees sections half as long and wide. Local training, done once for all sections of a gap, and
-  the M-step move its last layer only, on features computed once.
+  Local training, done once for all sections of a gap, and the M-step move its last layer only, on features computed
+  once. Global training may begin on sections half as long and wide (`halved`).
 - GEM's prior is centred on the weights that local training arrived at, so that the network keeps what it learnt from
   the other labelled sections; centred on zero, as in the paper, it gives in to fusion and the product is better.
 - The network's probabilities are divided by the frequency of each structure, so that only fusion carries the prior, and
