@@ -1,7 +1,7 @@
 """What `gem` costs: Limner's schedule beside the paper's, which moves the whole network, and a whole run.
 
     python benchmarks/stack_speed.py              both schedules on a few sections of the mouse stack, one thread
-    python benchmarks/stack_speed.py --left-out   global training with and without `halved`, its first half on smaller sections
+    python benchmarks/stack_speed.py --left-out   global training with its first half on smaller sections, and without
     python benchmarks/stack_speed.py --whole      a whole run, two jobs: wants two idle cores
 
 Coarse labels, every 10th section labelled from 0 to 250, withheld sections scored within 0.2 mm of their structures.
