@@ -47,6 +47,7 @@ from stack_methods import WITHIN_MM
 
 EVERY = 10
 HALVED = 0.5  # what --left-out compares with 0
+SAME_LAMBDA = (0.08, 0.2, 0.48, 0.8)  # over squared spread, 1 / mm: --left-out compares products at each of these too
 OF_A_STACK = {
     "faults": (fusion_stages, "_inspected"),
     "registration": (fusion_stages, "_registered"),
@@ -236,13 +237,17 @@ def left_out(case: Case, settings: Settings, seeds: Sequence[int], store: Store 
         model = Model(chosen, fusion, classifier)
         model.weight_per_mm = fit_weight(model, held_out)
         row: Result = {"halved": halved, "seed": seed, "training_seconds": seconds, "lambda": model.weight_per_mm}
-        for method in ("fusion", "network", "product", "gem"):
-            model.settings = replace(chosen, method=method)
-            of = {}
-            for z in held_out:
+        tried = [(method, model.weight_per_mm) for method in ("fusion", "network", "product", "gem")]
+        tried += [("product", weight) for weight in SAME_LAMBDA]
+        names = ["fusion", "network", "product", "gem", *(f"product, lambda {weight:g}" for weight in SAME_LAMBDA)]
+        found: dict[str, dict[str, float]] = {name: {} for name in names}
+        for z in held_out:
+            structures = np.asarray(fusion.structures(z, z))
+            for name, (method, weight) in zip(names, tried, strict=True):
+                model.settings, model.weight_per_mm = replace(chosen, method=method), weight
                 index = model.log_w(z, left_out=z)[0].best()[1].numpy()
-                of[str(z)] = accuracy(case, z, np.asarray(fusion.structures(z, z))[index])
-            row[method] = {"mean_accuracy": float(np.mean(list(of.values()))), "accuracy": of}
+                found[name][str(z)] = accuracy(case, z, structures[index])
+        row |= {n: {"mean_accuracy": float(np.mean(list(of.values()))), "accuracy": of} for n, of in found.items()}
         rows.append(row)
         print({n: round(v["mean_accuracy"], 4) if isinstance(v, dict) else v for n, v in row.items()}, flush=True)
     return {"held_out": list(held_out), "rows": rows, "threads": torch.get_num_threads()}
