@@ -44,6 +44,8 @@ METHODS = {
     "none": "none",
     "limner_batch": "Limner, direct, twelve pairs at once",
     "limner_single": "Limner, direct, one pair at a time",
+    "limner_distant_batch": "Limner, direct, Options.direct(), twelve pairs at once",
+    "limner_distant_single": "Limner, direct, Options.direct(), one pair at a time",
     "limner_chained": "Limner, chained from section to section",
     "ants_affine": "ANTs affine",
     "ants_syn": "ANTs SyN (mutual information)",
@@ -51,6 +53,7 @@ METHODS = {
     "ants_syncc_preset": "ANTs 'SyNCC' (2100, 1200, 1200, 20)",
     "niftyreg": "NiftyReg reg_f3d -vel --lncc",
 }
+DISTANT = ("limner_distant_batch", "limner_distant_single")
 SLOW, EVERY = ("ants_syncc_preset", "niftyreg"), 4
 Result = dict[str, Any]
 
@@ -62,10 +65,13 @@ def items(method: str, gap: int | None = None) -> list[int]:
 
 
 def by_limner(method: str, levels: np.ndarray, spacing: tuple[float, float], folder: Path) -> None:
-    """Displacements of Limner's registration with the settings of stack completion, stored like a peer's."""
+    """Displacements of Limner's registration, stored like a peer's.
+
+    With the settings of stack completion, or those for sections far apart.
+    """
     sections = levels[:, None]
-    options = Options()
-    groups = [items(method, gap) for gap in GAPS] if method == "limner_batch" else [[i] for i in items(method)]
+    options = Options.direct() if method in DISTANT else Options()
+    groups = [items(method, gap) for gap in GAPS] if method.endswith("_batch") else [[i] for i in items(method)]
     for group in groups:
         pairs = [PAIRS[i] for i in group]
 
@@ -157,7 +163,8 @@ def main() -> None:
         for some in (items("none", gap), items(SLOW[0], gap)):
             print(table(rows, gap, some, truth.space.spacing[0]), end="\n\n")
     versions = package_versions() | {f"peers: {n}": v for n, v in peer_versions(given.peers).items()}
-    settings = {"syn_cc": SYN_CC, "lncc_sigma": LNCC_SIGMA, "limner": vars(Options()), "resampled": RESAMPLED}
+    settings = {"syn_cc": SYN_CC, "lncc_sigma": LNCC_SIGMA, "resampled": RESAMPLED}
+    settings |= {"limner": vars(Options()), "limner_distant": vars(Options.direct())}
     result = {"rows": rows, "settings": settings, "interval": LEVEL, "versions": versions, "machine": machine()}
     write_atomically(given.out, lambda handle: handle.write((json.dumps(result, indent=1) + "\n").encode()))
 

@@ -67,6 +67,8 @@ class Options:
         As for `limner.losses.similarity.local_correlation`: contrast below it does not count.
     squarings : int
         Of the exponential while the field is sought; the result has more.
+    last_steps : int
+        Adam steps at a further level, twice as fine as `finest_pixels`; its window is wider by `narrowing`.
     """
 
     finest_pixels: int = 68
@@ -79,30 +81,30 @@ class Options:
     narrowing: int = 0
     noise_variance: float = 1e-3
     squarings: int = 5
+    last_steps: int = 0
 
     @classmethod
     def direct(cls) -> Options:
         """For single pairs of sections far apart, of which no chain is made.
 
-        A third, coarser level follows larger deformations, less stiffness lets it, and fainter contrast counts. On 24
-        pairs of the mouse stack .5 and 1 mm apart, other than those of benchmarks/stack_registration.py, Dice of labels
-        carried along rose by .017 and .014 over the defaults.
+        A coarser and a finer level, less stiffness, and fainter contrast counts. Windows grow with the level by less
+        than pixels shrink: so wide a window on the coarsest images would blur what is to be found there.
         """
-        return cls(
-            levels=3, steps=30, window=9, narrowing=2, stiffness=1.0, noise_variance=1e-4, squarings=4
-        )
+        return cls(levels=3, steps=30, last_steps=15, narrowing=2, stiffness=1.0, noise_variance=1e-4, squarings=4)
 
-    def windows(self) -> list[int]:
-        """Side of the box of local correlation at each level, coarse to fine."""
-        return [max(3, self.window - self.narrowing * level) for level in reversed(range(self.levels))]
-
-    def shrinks(self, shape: tuple[int, int]) -> list[float]:
-        """Factors by which sections of `shape` (Y, X) are reduced, coarse to fine."""
+    def stages(self, shape: tuple[int, int]) -> list[tuple[float, int, int]]:
+        """Factor by which sections of `shape` (Y, X) are reduced, window and steps of each level, coarse to fine."""
         finest = max(1.0, max(shape) / self.finest_pixels)
-        factors = [finest * 2**level for level in range(self.levels)]
+        coarse = [
+            (finest * 2**level, max(3, self.window - self.narrowing * level), self.steps)
+            for level in range(self.levels - 1, 0, -1)
+        ]
         # a level whose shorter side is under two windows of local correlation teaches nothing
-        coarse = zip(factors[:0:-1], self.windows(), strict=False)
-        return [f for f, window in coarse if min(shape) / f >= 2 * window - 2] + [finest]
+        found = [stage for stage in coarse if min(shape) / stage[0] >= 2 * stage[1] - 2]
+        found.append((finest, self.window, self.steps))
+        if self.last_steps and finest > 1:
+            found.append((max(1.0, finest / 2), self.window + self.narrowing, self.last_steps))
+        return found
 
 
 @dataclass(frozen=True)
@@ -247,8 +249,7 @@ def _velocity(fixed: Tensor, moving: Tensor, weights: Tensor, spacing: Spacing2D
     """Descend on local correlation and roughness, level by level; velocity at the finest level's size, mm."""
     shape = (fixed.shape[2], fixed.shape[3])
     velocity = fixed.new_zeros(len(fixed), 2, 1, 1)
-    shrinks = options.shrinks(shape)
-    for shrink, window in zip(shrinks, options.windows()[-len(shrinks) :], strict=True):
+    for shrink, window, steps in options.stages(shape):
         level = _level_shape(shape, shrink)
         step_mm = _level_spacing(shape, spacing, level)
         f, m, w = (_resized(x, level) for x in (fixed, moving, weights))
@@ -256,7 +257,7 @@ def _velocity(fixed: Tensor, moving: Tensor, weights: Tensor, spacing: Spacing2D
         base = resize_displacement(velocity, level) / unit
         free = torch.zeros_like(base, requires_grad=True)
         optimiser = torch.optim.Adam([free], lr=options.step_size)
-        for _ in range(options.steps):
+        for _ in range(steps):
             pixels = base + smooth(free)
             moved = warp(m, exponential(pixels * unit, step_mm, options.squarings), step_mm)
             unlike = local_correlation_loss(f, moved, w, window, options.noise_variance)
