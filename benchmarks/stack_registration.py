@@ -6,9 +6,11 @@ Sections at twelve places, each with those 0.5 and 1.0 mm further on. Each metho
 of the farther section are carried through it (nearest pixel, background from outside) and compared with the nearer
 section's: the mean Dice over structures of either. Folding: the share of pixels where the field's Jacobian determinant
 is 0 or less. One thread; seconds of each pair, and of those the processor's. Slow methods are measured on every fourth
-pair, and the others there too. Peers live in .venv-peers (make bench-peers); what was made is kept in bench-out/, and a
-run that was stopped goes on. Intervals of 95 %: pairs drawn with replacement, 1,000 times. Limner chains registrations
-of neighbouring sections when it completes a stack; the seconds of that row are of the whole chain.
+pair, and the others there too. Neither a first registration, of another pair, is timed nor the import of peers. Peers
+live in .venv-peers (make bench-peers); what was made is kept in bench-out/, and a run that was stopped goes on.
+Intervals of 95 %: pairs drawn with replacement, 1,000 times. Limner chains registrations of neighbouring sections when
+it completes a stack; the seconds of that row are of the whole chain. The options for sections far apart were chosen on
+24 other pairs (from section 34 on).
 
 ANTs draws samples for its affine start and comes out a little differently each time, with a seed too. Reads
 LIMNER_DATA (default ../shared/data).
@@ -40,10 +42,13 @@ from stack_peers import LNCC_SIGMA, PAIR_PEERS, SYN_CC, small, timed, write
 
 PLACES, GAPS = range(25, 241, 18), (10, 20)  # sections
 PAIRS = [(z, z + gap) for gap in GAPS for z in PLACES]
+WARMING = (PLACES[0], PLACES[0] + 1)  # a pair that is none of them
 METHODS = {
     "none": "none",
     "limner_batch": "Limner, direct, twelve pairs at once",
     "limner_single": "Limner, direct, one pair at a time",
+    "limner_distant_batch": "Limner, direct, Options.direct(), twelve pairs at once",
+    "limner_distant_single": "Limner, direct, Options.direct(), one pair at a time",
     "limner_chained": "Limner, chained from section to section",
     "ants_affine": "ANTs affine",
     "ants_syn": "ANTs SyN (mutual information)",
@@ -51,6 +56,7 @@ METHODS = {
     "ants_syncc_preset": "ANTs 'SyNCC' (2100, 1200, 1200, 20)",
     "niftyreg": "NiftyReg reg_f3d -vel --lncc",
 }
+DISTANT = ("limner_distant_batch", "limner_distant_single")
 SLOW, EVERY = ("ants_syncc_preset", "niftyreg"), 4
 Result = dict[str, Any]
 
@@ -62,10 +68,16 @@ def items(method: str, gap: int | None = None) -> list[int]:
 
 
 def by_limner(method: str, levels: np.ndarray, spacing: tuple[float, float], folder: Path) -> None:
-    """Displacements of Limner's registration with the settings of stack completion, stored like a peer's."""
+    """Displacements of Limner's registration, stored like a peer's.
+
+    With the settings of stack completion, or those for sections far apart.
+    """
     sections = levels[:, None]
-    options = Options()
-    groups = [items(method, gap) for gap in GAPS] if method == "limner_batch" else [[i] for i in items(method)]
+    options = Options.direct() if method in DISTANT else Options()
+    groups = [items(method, gap) for gap in GAPS] if method.endswith("_batch") else [[i] for i in items(method)]
+    register_sections(
+        sections, [WARMING], spacing, options=options
+    )  # libraries load before time is taken, as peers' do
     for group in groups:
         pairs = [PAIRS[i] for i in group]
 
@@ -157,7 +169,8 @@ def main() -> None:
         for some in (items("none", gap), items(SLOW[0], gap)):
             print(table(rows, gap, some, truth.space.spacing[0]), end="\n\n")
     versions = package_versions() | {f"peers: {n}": v for n, v in peer_versions(given.peers).items()}
-    settings = {"syn_cc": SYN_CC, "lncc_sigma": LNCC_SIGMA, "limner": vars(Options()), "resampled": RESAMPLED}
+    settings = {"syn_cc": SYN_CC, "lncc_sigma": LNCC_SIGMA, "resampled": RESAMPLED}
+    settings |= {"limner": vars(Options()), "limner_distant": vars(Options.direct())}
     result = {"rows": rows, "settings": settings, "interval": LEVEL, "versions": versions, "machine": machine()}
     write_atomically(given.out, lambda handle: handle.write((json.dumps(result, indent=1) + "\n").encode()))
 

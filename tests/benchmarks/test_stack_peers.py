@@ -5,7 +5,7 @@ import torch
 
 from limner import distances as limner_distances
 from limner.label_fusion import atlas_log_weights, fuse
-from stack_peers import CLIP_MM, Stack, blend, distances, mixture, signed_distance
+from stack_peers import CLIP_MM, Stack, blend, distances, filled, mixture, signed_distance
 
 PLANE = (0.04, 0.04)
 
@@ -54,3 +54,12 @@ def test_neighbours_are_the_sections_around() -> None:
     assert stack.neighbours(3) == [0, 4]
     assert stack.neighbours(4) == [0, 8]
     assert np.allclose(stack.gaps_mm(3, [0, 4]), [0.15, 0.05])
+
+
+def test_what_nothing_reached_takes_the_nearest_in_mm() -> None:
+    section = np.zeros((3, 5), np.int16)
+    section[0, 0], section[2, 4] = 7, 2
+    assert filled(section, (1.0, 1.0))[:, 1].tolist() == [7, 7, 7]
+    assert filled(section, (10.0, 1.0))[::2].tolist() == [[7] * 5, [2] * 5]
+    assert filled(section, (0.1, 10.0))[:, 1].tolist() == [7, 7, 7]
+    assert (filled(0 * section, (1.0, 1.0)) == 0).all()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from limner.losses.similarity import global_correlation, local_correlation, local_correlation_loss
+from limner.losses.similarity import box_mean, global_correlation, local_correlation, local_correlation_loss
 
 
 def random_pair(seed=0, channels=1, shape=(12, 14)):
@@ -96,3 +96,18 @@ def test_global_correlation_with_a_constant_image_is_zero():
     found.sum().backward()
     assert found.abs().max() < 1e-3
     assert constant.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("window", [3, 9, 13])
+def test_box_mean_is_pooling_with_boxes_cut_at_the_border(window):
+    image = random_pair(channels=3, shape=(12, 40))[0]
+    pooled = torch.nn.functional.avg_pool2d(image, window, 1, window // 2, count_include_pad=False)
+    torch.testing.assert_close(box_mean(image, window), pooled)
+
+
+def test_loss_with_less_noise_sees_fainter_contrast():
+    fixed, _ = random_pair()
+    faint = 0.01 * fixed
+    weights = torch.ones(2, 1, 12, 14)
+    losses = [local_correlation_loss(fixed, faint, weights, 5, noise).mean() for noise in (1e-3, 1e-7)]
+    assert losses[1] < 0.1 < 0.9 < losses[0]

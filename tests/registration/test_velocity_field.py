@@ -261,11 +261,40 @@ def test_sections_too_small_for_the_coarse_levels():
     assert found.displacement.isfinite().all()
 
 
+def shrinks(options, shape):
+    return [shrink for shrink, _, _ in options.stages(shape)]
+
+
 def test_levels_halve_and_stop_before_they_are_too_small():
-    assert Options(finest_pixels=64, levels=2).shrinks((256, 128)) == [8.0, 4.0]
-    assert Options(finest_pixels=64, levels=3).shrinks((256, 128)) == [8.0, 4.0]  # 16 would leave 8 pixels
-    assert Options(finest_pixels=64, levels=3).shrinks((256, 256)) == [16.0, 8.0, 4.0]
-    assert Options(finest_pixels=64, levels=2).shrinks((40, 50)) == [2.0, 1.0]  # never enlarged
+    assert shrinks(Options(finest_pixels=64, levels=2), (256, 128)) == [8.0, 4.0]
+    assert shrinks(Options(finest_pixels=64, levels=3), (256, 128)) == [8.0, 4.0]  # 16 would leave 8 pixels
+    assert shrinks(Options(finest_pixels=64, levels=3), (256, 256)) == [16.0, 8.0, 4.0]
+    assert shrinks(Options(finest_pixels=64, levels=2), (40, 50)) == [2.0, 1.0]  # never enlarged
+
+
+def test_narrow_windows_allow_coarser_levels_and_a_last_one_is_finer():
+    options = Options(finest_pixels=64, levels=3, steps=30, window=9, narrowing=2, last_steps=15)
+    assert options.stages((256, 128)) == [(16.0, 5, 30), (8.0, 7, 30), (4.0, 9, 30), (2.0, 11, 15)]
+    assert options.stages((50, 60)) == [(4.0, 5, 30), (2.0, 7, 30), (1.0, 9, 30)]  # never enlarged
+    assert options.stages((80, 80))[-1] == (1.0, 11, 15)
+
+
+def test_options_for_distant_pairs_come_nearer_to_a_large_warp(pairs):
+    """Than stiff ones for chains, and to half a pixel as soft ones do."""
+    fixed, moving, truth, inside = (x[1] for x in pairs)
+    direct, chained = (register(fixed, moving, SPACING, options=o) for o in (Options.direct(), Options()))
+    errors = [endpoint_error(in_pixels(found.displacement[0]), truth, inside) for found in (direct, chained)]
+    assert errors[0] < 0.5 < errors[1]
+    assert direct.jacobian_determinants().min() > 0.3
+
+
+@pytest.mark.parametrize("window", [3, 5])
+def test_smooth_is_two_box_filters_with_zeros_beyond(window):
+    field = torch.rand(2, 2, 11, 14, generator=torch.Generator().manual_seed(0))
+    expected = field
+    for _ in range(2):
+        expected = torch.nn.functional.avg_pool2d(expected, window, stride=1, padding=window // 2)
+    torch.testing.assert_close(smooth(field, window), expected)
 
 
 SPACE = (0.2, 0.05)

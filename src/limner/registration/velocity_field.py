@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +37,6 @@ from limner.registration.warp import (
 )
 
 Start = Literal["none", "rigid", "affine"]
-MIN_LEVEL_PIXELS = 16  # a level whose shorter side is under two windows of local correlation teaches nothing
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ class Options:
         sections follow each other's texture: chained over 10 sections that lost .01 accuracy, with 10 it gained .01.
     max_angle : float
         Largest rotation the start tries, in degrees.
+    narrowing : int
+        By how many pixels the window is narrower with each coarser level, even.
+    noise_variance : float
+        As for `limner.losses.similarity.local_correlation`: contrast below it does not count.
+    squarings : int
+        Of the exponential while the field is sought; the result has more.
+    last_steps : int
+        Adam steps at a further level, twice as fine as `finest_pixels`; its window is wider by `narrowing`.
     """
 
     finest_pixels: int = 68
@@ -70,12 +78,33 @@ class Options:
     window: int = 9
     stiffness: float = 10.0
     max_angle: float = 42.0
+    narrowing: int = 0
+    noise_variance: float = 1e-3
+    squarings: int = 5
+    last_steps: int = 0
 
-    def shrinks(self, shape: tuple[int, int]) -> list[float]:
-        """Factors by which sections of `shape` (Y, X) are reduced, coarse to fine."""
+    @classmethod
+    def direct(cls) -> Options:
+        """For single pairs of sections far apart, of which no chain is made.
+
+        A coarser and a finer level, less stiffness, and fainter contrast counts. Windows grow with the level by less
+        than pixels shrink: so wide a window on the coarsest images would blur what is to be found there.
+        """
+        return cls(levels=3, steps=30, last_steps=15, narrowing=2, stiffness=1.0, noise_variance=1e-4, squarings=4)
+
+    def stages(self, shape: tuple[int, int]) -> list[tuple[float, int, int]]:
+        """Factor by which sections of `shape` (Y, X) are reduced, window and steps of each level, coarse to fine."""
         finest = max(1.0, max(shape) / self.finest_pixels)
-        factors = [finest * 2**level for level in range(self.levels)]
-        return [f for f in factors[:0:-1] if min(shape) / f >= MIN_LEVEL_PIXELS] + [finest]
+        coarse = [
+            (finest * 2**level, max(3, self.window - self.narrowing * level), self.steps)
+            for level in range(self.levels - 1, 0, -1)
+        ]
+        # a level whose shorter side is under two windows of local correlation teaches nothing
+        found = [stage for stage in coarse if min(shape) / stage[0] >= 2 * stage[1] - 2]
+        found.append((finest, self.window, self.steps))
+        if self.last_steps and finest > 1:
+            found.append((max(1.0, finest / 2), self.window + self.narrowing, self.last_steps))
+        return found
 
 
 @dataclass(frozen=True)
@@ -162,9 +191,17 @@ def exponential(velocity: Tensor, spacing: Spacing2D, squarings: int = 6) -> Ten
 
 def smooth(field: Tensor, window: int = 5) -> Tensor:
     """Two box filters (about a Gaussian of ``sqrt((window**2 - 1) / 6)`` pixels), zero beyond the border."""
-    for _ in range(2):
-        field = F.avg_pool2d(field, window, stride=1, padding=window // 2)
-    return field
+    height, width = field.shape[2:]
+    return _twice_box(height, window, field.device) @ field @ _twice_box(width, window, field.device).T
+
+
+@lru_cache(maxsize=64)
+def _twice_box(n: int, window: int, device: torch.device) -> Tensor:
+    """Matrix (n, n) of two box filters along an axis of `n` pixels with zeros beyond; see `similarity.box_mean`."""
+    with torch.inference_mode(mode=False):
+        places = torch.arange(n, device=device)
+        box = ((places[:, None] - places).abs() <= window // 2) / window
+        return box @ box
 
 
 def _resized(image: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -212,7 +249,7 @@ def _velocity(fixed: Tensor, moving: Tensor, weights: Tensor, spacing: Spacing2D
     """Descend on local correlation and roughness, level by level; velocity at the finest level's size, mm."""
     shape = (fixed.shape[2], fixed.shape[3])
     velocity = fixed.new_zeros(len(fixed), 2, 1, 1)
-    for shrink in options.shrinks(shape):
+    for shrink, window, steps in options.stages(shape):
         level = _level_shape(shape, shrink)
         step_mm = _level_spacing(shape, spacing, level)
         f, m, w = (_resized(x, level) for x in (fixed, moving, weights))
@@ -220,10 +257,11 @@ def _velocity(fixed: Tensor, moving: Tensor, weights: Tensor, spacing: Spacing2D
         base = resize_displacement(velocity, level) / unit
         free = torch.zeros_like(base, requires_grad=True)
         optimiser = torch.optim.Adam([free], lr=options.step_size)
-        for _ in range(options.steps):
+        for _ in range(steps):
             pixels = base + smooth(free)
-            moved = warp(m, exponential(pixels * unit, step_mm, 5), step_mm)
-            loss = local_correlation_loss(f, moved, w, options.window) + options.stiffness * roughness(pixels)
+            moved = warp(m, exponential(pixels * unit, step_mm, options.squarings), step_mm)
+            unlike = local_correlation_loss(f, moved, w, window, options.noise_variance)
+            loss = unlike + options.stiffness * roughness(pixels)
             optimiser.zero_grad()
             loss.sum().backward()
             optimiser.step()
