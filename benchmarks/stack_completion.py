@@ -91,7 +91,7 @@ class Row:
 ROWS = (
     Row("nearest", "copy of the nearest labelled section"),
     Row("linear", "linear interpolation of signed distances"),
-    Row("morphological", "ITK morphological contour interpolation"),
+    Row("morphological", "ITK morphological contour interpolation, background and ends too"),
     Row("affine", "affine alignment, then linear interpolation"),
     Row("unet", "plain 2D U-Net"),
     Row("syncc", "SyN-CC, fusion as printed", "printed"),
