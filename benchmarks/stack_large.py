@@ -41,7 +41,7 @@ DATA = Path(os.environ.get("LIMNER_DATA", "../shared/data")) / "stack_stpt_mouse
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAIN = np.array([[1.0, 0.75, 0.85]])  # of grey 255; colours fade to black as grey does
 NEAR_MM = 0.3  # around a structure in which its signed distance is enlarged
-SCORED = 12  # withheld sections that are scored, at most
+SCORED = 6  # withheld sections that are scored, at most
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 
