@@ -27,7 +27,7 @@ from limner.registration.section_resampling import moved, small_section
 from limner.registration.stack_alignment import WORDS, align, inspect, reach, working_grid
 from limner.run_record import RunRecord, hash_file
 
-ALGORITHM = 1  # raised with every change that alters results
+ALGORITHM = 2  # raised with every change that alters results
 NONE = "(default: none)"
 LARGEST_ANGLE = 44.0  # more would be taken for a section turned the other way
 MARGIN = 0.02  # of the reach of tissue, left around it where the canvas must grow

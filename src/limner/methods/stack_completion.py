@@ -83,7 +83,7 @@ from limner.tiled_evidence import Tile, TiledEvidence
 from limner.volume import Volume
 
 Progress = Callable[[str, int, int], None]
-ALGORITHM = 4  # raised with every change that alters results: stages stored before it are then made anew
+ALGORITHM = 5  # raised with every change that alters results: stages stored before it are then made anew
 LOWEST = {  # of each number in Settings; HIGHEST is the same for all
     **{"network_pixels": 1, "training_steps": 1, "local_steps": 0, "iterations": 0, "m_steps": 0, "seed": 0},
     **{"stiffness": 0, "rho": 0, "sigma": 1e-3, "alpha": 0, "clip_mm": 1e-6, "placement": 0},
