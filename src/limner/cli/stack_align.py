@@ -107,8 +107,8 @@ class StackAlign:
 
     def _result(self, stack: SectionStack, given: SectionTransforms | None, report: Report) -> Aligned | BroughtBack:
         if self.back is not None and given is not None:
-            labels = open_aligned_labels(self, stack)
-            return BroughtBack(stack, given, labels, check_aligned_labels(self.back, labels, stack))
+            readers = open_aligned_labels(self, stack)
+            return BroughtBack(stack, given, readers, check_aligned_labels(self.back, readers, stack))
         small, spacing = read_small(stack, report)
         if given is None:
             given = find_transforms(self, small, spacing, report)
