@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import limner.pixel_classifier as pixel_classifier
 from limner.augmentation import Augmentation
@@ -9,6 +10,7 @@ from limner.networks.fcn_vgg import IMAGENET_DEVIATION, IMAGENET_MEAN, FCN8s
 from limner.pixel_classifier import (
     ClassifierOptions,
     PixelClassifier,
+    enlarged_window,
     make_classifier,
     network_log_probabilities,
     train_globally,
@@ -120,15 +122,24 @@ def test_top_of_fcn_is_the_whole_network_with_new_scores(generator):
     assert classifier.network.score_conv7.out_channels == 3
 
 
-def test_log_probabilities_are_normalised_at_every_size(generator):
+def test_log_probabilities_are_normalised(generator):
     classifier = make()
     top, inputs = classifier.top([0, 4, 9], generator), classifier.fixed(classifier.images[[0]], [0])
     with torch.no_grad():
-        small, large = network_log_probabilities(top, inputs), network_log_probabilities(top, inputs, (40, 60))
-    assert (small.shape, large.shape) == ((1, 3, 20, 30), (1, 3, 40, 60))
-    for found in (small, large):
-        torch.testing.assert_close(found.exp().sum(dim=1), torch.ones_like(found[:, 0]))
-    torch.testing.assert_close(small, top(inputs).log_softmax(dim=1))
+        found, logits = network_log_probabilities(top, inputs), top(inputs)
+    torch.testing.assert_close(found.exp().sum(dim=1), torch.ones_like(found[:, 0]))
+    torch.testing.assert_close(found, logits.log_softmax(dim=1))
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (15, 9), (40, 61)])
+@pytest.mark.parametrize("window", [(slice(0, 7), slice(0, 9)), (slice(3, 4), slice(6, 9)), (slice(2, 6), slice(0, 2))])
+def test_a_window_of_enlarged_values_is_that_of_the_whole(generator, shape, window):
+    values = torch.randn(3, 7, 9, generator=generator)
+    whole = F.interpolate(values[None], size=shape, mode="bilinear", align_corners=False)[0]
+    last = tuple(slice(n - (s.stop - s.start), n) for n, s in zip(shape, window, strict=True))
+    for rows, columns in (window, last):
+        found = enlarged_window(values, shape, rows, columns)
+        torch.testing.assert_close(found, whole[:, rows, columns], rtol=0, atol=1e-5)
 
 
 def test_weights_round_trip():

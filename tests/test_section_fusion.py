@@ -9,6 +9,7 @@ from limner import section_fusion
 from limner.label_fusion import blend, interpolation_weights
 from limner.registration.section_warps import SectionWarps
 from limner.section_fusion import PAPER_RHO, FusionOptions, SectionFusion
+from limner.structure_distances import StructureDistances
 
 LABELLED = (1, 3, 4, 7)
 POSITIONS = np.array([0.0, 0.1, 0.3, 0.35, 0.6, 0.7, 0.9, 1.3, 1.4])
@@ -197,7 +198,7 @@ def test_fit_rho_finds_the_scale_by_which_labels_were_drawn(planted):
         FusionOptions(interpolation="linear", label_flow=False),
     )
     fusion.distances = {z: make_distances(border) for z in range(n)}.__getitem__
-    at = 0.01 * (np.arange(width) - 39.5)
+    at = 0.01 * (np.arange(width) - 39.5)  # mm from the border
     drawn = []
     for z in range(n):
         odds = 2 * planted / fusion.spread(z) * at
@@ -209,9 +210,7 @@ def test_fit_rho_finds_the_scale_by_which_labels_were_drawn(planted):
 
 def make_distances(border):
     """As `SectionFusion.distances` gives them, from clean labels."""
-    at = 0.01 * (np.arange(border.shape[1]) - 39.5)
-    known = np.broadcast_to(np.stack([-at, at])[:, None], (2, *border.shape))
-    return [0, 1], torch.from_numpy(known.astype(np.float32))
+    return StructureDistances.of(border, (0.01, 0.01), FusionOptions().clip_mm)
 
 
 def test_fit_rho_with_one_labelled_section_is_the_papers():

@@ -78,3 +78,43 @@ def test_pixels_inside_are_those_of_the_tile():
     section = np.arange(60).reshape(6, 10)[2:5, 3:9]
     assert sorted(pixels[inside].tolist()) == section.ravel().tolist()
     assert section[row, column].tolist() == pixels[inside].tolist()
+
+
+def test_evidence_combined_with_other_is_made_tile_by_tile_and_says_what_dense_sums_say():
+    evidence, dense = tiled_and_dense()
+    other = torch.randn(L, *SHAPE, generator=torch.Generator().manual_seed(4))
+    sizes = []
+
+    def product(tile):
+        sizes.append(tile.log_p.numel())
+        return (tile.log_p + other[(slice(None), *tile.where)]).log_softmax(dim=0)
+
+    combined = evidence.combined(product)
+    assert sizes == []
+    whole = TiledEvidence.of_all((dense + other).log_softmax(dim=0))
+    for temperature in (1.0, 2.0):
+        for found, wanted in zip(
+            every(combined.tempered(temperature)), every(whole.tempered(temperature)), strict=True
+        ):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert max(sizes) == L * 5 * 5  # the wider of the two tiles
+
+
+def test_combined_tiles_of_a_large_section_are_strips():
+    dense = torch.randn(3, 130, 100, generator=torch.Generator().manual_seed(1)).log_softmax(dim=0)
+    whole = Tile(slice(0, 130), slice(0, 100), torch.arange(3), dense, torch.zeros(130, 100))
+    combined = TiledEvidence([whole], 3, (130, 100)).combined(lambda tile: tile.log_p)
+    assert [t.rows for t in combined.tiles] == [slice(0, 40), slice(40, 80), slice(80, 120), slice(120, 130)]
+    assert torch.equal(combined.dense(), dense)
+
+
+def test_some_structures_alone():
+    evidence, dense = tiled_and_dense()
+    assert torch.equal(evidence.dense(2, 6), evidence.dense()[2:6])
+    torch.testing.assert_close(evidence.dense(2, 6), dense[2:6], rtol=1e-5, atol=1e-5)
+
+
+def test_where_nothing_is_known_every_structure_is_as_likely():
+    evidence = TiledEvidence.of_none(5, (130, 100))
+    assert torch.equal(evidence.dense(), torch.full((5, 130, 100), 1 / 5).log())
+    assert [tile.rows.stop for tile in evidence.tiles] == [40, 80, 120, 130]

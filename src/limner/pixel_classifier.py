@@ -168,12 +168,41 @@ class PixelClassifier:
         return torch.from_numpy(found).to(self.images.device)
 
 
-def network_log_probabilities(top: nn.Module, inputs: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-    """log p_d, (B, L, y, x), enlarged to `shape` where given."""
-    logits = top(inputs)
-    if shape is not None and shape != tuple(logits.shape[2:]):
-        logits = F.interpolate(logits, size=shape, mode="bilinear", align_corners=False)
-    return torch.log_softmax(logits, dim=1)
+def enlarged_window(values: Tensor, shape: tuple[int, int], rows: slice, columns: slice) -> Tensor:
+    """A window of values (L, y, x) enlarged linearly to (L, *shape); the rest is not computed.
+
+    Parameters
+    ----------
+    values : Tensor
+        On a coarse grid that covers the same section.
+    shape : tuple of int
+        (Y, X) of the section, of which the grid has no more pixels along y and x.
+    rows, columns : slice
+        The window, with both ends given.
+
+    Returns
+    -------
+    Tensor
+        Shape (L, rows, columns): a part of what ``F.interpolate(..., mode='bilinear')`` gives, but for rounding.
+    """
+    places = [_between(n, full, at) for n, full, at in zip(values.shape[1:], shape, (rows, columns), strict=True)]
+    (top, below, down), (left, right, across) = ([part.to(values.device) for part in place] for place in places)
+    first = int(top[0])
+    needed = values[:, first : int(below[-1]) + 1]
+    along = needed[:, :, left] * (1 - across) + needed[:, :, right] * across
+    return along[:, top - first] * (1 - down[:, None]) + along[:, below - first] * down[:, None]
+
+
+def _between(n: int, full: int, at: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Which two of `n` pixels lie around each of a part of `full`, and how far from the first to the second it lies."""
+    position = ((torch.arange(at.start, at.stop) + 0.5) * (n / full) - 0.5).clamp_min(0)
+    before = position.long()
+    return before, (before + 1).clamp_max(n - 1), position - before
+
+
+def network_log_probabilities(top: nn.Module, inputs: Tensor) -> Tensor:
+    """log p_d, (B, L, y, x)."""
+    return torch.log_softmax(top(inputs), dim=1)
 
 
 def make_classifier(

@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from limner.annotations import SectionLabels
 from limner.calibration import best_scale, mean_log_loss
-from limner.distances import signed_distances
 from limner.intensity import to_8_bit
 from limner.label_fusion import (
     Interpolation,
@@ -31,6 +29,7 @@ from limner.registration.label_flow import Options, few, follow, label_velocity
 from limner.registration.section_warps import SectionWarps
 from limner.registration.stack_alignment import Inspection
 from limner.registration.warp import compose, covers, warp
+from limner.structure_distances import StructureDistances
 from limner.tiled_evidence import Tile, TiledEvidence, log_total, pixels_inside
 from limner.volume import Volume
 
@@ -38,7 +37,6 @@ PAPER_RHO = 21.0  # 1 / mm
 SMALLEST_SHARE = 1e-9
 MANY = 32  # with more structures than this a section is fused tile by tile
 TILE = 32  # pixels along y and x
-BLOCK = 8  # pixels along y and x of which is kept what structures are near
 SAMPLED = 2**18  # pixels times structures of a section on which rho is fitted, about
 
 
@@ -134,18 +132,10 @@ class SectionFusion:
 
     def __post_init__(self) -> None:
         self.distances = lru_cache(maxsize=8)(self._distances)
-        self.blocks = lru_cache(maxsize=8)(self._blocks)
 
-    def _blocks(self, z: int) -> Tensor:
-        """Which structures of a labelled section are nearer than the clip anywhere in a block; bool, (L, y, x)."""
-        near = (self.distances(z)[1] > -self.options.clip_mm).float()
-        return F.max_pool2d(near, BLOCK, ceil_mode=True) > 0
-
-    def _distances(self, z: int) -> tuple[list[int], Tensor]:
-        """Structures on a labelled section and signed distances to them, (L, Y, X)."""
-        structures = np.unique(self.labels[z]).tolist()
-        found = signed_distances(self.labels[z], structures, self.spacing, self.options.clip_mm)
-        return structures, torch.from_numpy(found).to(self.device)
+    def _distances(self, z: int) -> StructureDistances:
+        """Signed distances to the structures of a labelled section."""
+        return StructureDistances.of(self.labels[z], self.spacing, self.options.clip_mm, self.device)
 
     def neighbours(self, z: int, left_out: int | None = None) -> list[int]:
         """The nearest labelled sections before and after `z`, or the one there is."""
@@ -205,24 +195,17 @@ class SectionFusion:
 
     def structures(self, z: int, left_out: int | None = None) -> list[int]:
         """The L labels that occur on any atlas of `z`, increasing; background is one of them."""
-        return sorted({0, *(s for a, _ in self.atlases(z, left_out) for s in self.distances(a)[0])})
+        return sorted({0, *(s for a, _ in self.atlases(z, left_out) for s in self.distances(a).structures)})
 
     def blended_distances(self, z: int, left_out: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Warped distances (N, L, Y, X), their weights (N,) and where each covers the section (N, Y, X)."""
         structures = self.structures(z, left_out)
         warped, covered, weights = [], [], []
         for atlas, weight, displacement in self._shares(z, left_out):
-            warped.append(warp(self._distances_to(atlas, structures)[None], displacement, self.spacing)[0])
+            warped.append(warp(self.distances(atlas).dense(structures)[None], displacement, self.spacing)[0])
             covered.append(covers(displacement, self.spacing)[0, 0])
             weights.append(weight)
         return torch.stack(warped), torch.tensor(weights, device=self.device), torch.stack(covered)
-
-    def _distances_to(self, atlas: int, structures: Sequence[int]) -> Tensor:
-        """Signed distances on a labelled section to structures of which it may lack some, (L, Y, X)."""
-        present, known = self.distances(atlas)
-        distances = known.new_full((len(structures), *known.shape[1:]), -self.options.clip_mm)
-        distances[[structures.index(s) for s in present]] = known
-        return distances
 
     def _blended_tiles(
         self, z: int, left_out: int | None, pixels: Tensor | None = None
@@ -238,7 +221,8 @@ class SectionFusion:
         covered = torch.stack([covers(displacement, self.spacing)[0, 0] for _, _, displacement in shares])
         local, uncovered = local_shares(torch.tensor([w for _, w, _ in shares], device=self.device), covered)
         place = {s: i for i, s in enumerate(structures)}
-        index = [torch.tensor([place[s] for s in self.distances(a)[0]], device=self.device) for a, _, _ in shares]
+        present = [self.distances(a).structures for a, _, _ in shares]
+        index = [torch.tensor([place[s] for s in found], device=self.device) for found in present]
         few_of_them = len(structures) <= MANY
         step_y, step_x = (height, width) if few_of_them else (TILE, TILE)
         for top, left in product(range(0, height, step_y), range(0, width, step_x)):
@@ -262,7 +246,7 @@ class SectionFusion:
 
     def _warped_near(self, atlas: int, displacement: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Indices of a labelled section's structures that are near a tile, (l,), and distances to them (l, y, x)."""
-        _, known = self.distances(atlas)
+        known = self.distances(atlas)
         moved = displacement[:, :, rows, columns]
         still = not moved.any()
         windows = []
@@ -272,9 +256,8 @@ class SectionFusion:
             last = at.stop - 1 + (0.0 if still else float(ahead.max()) + 1)
             begin = min(max(math.floor(first), 0), size - 1)
             windows.append(slice(begin, max(begin, min(math.ceil(last), size - 1)) + 1))
-        blocks = tuple(slice(w.start // BLOCK, (w.stop - 1) // BLOCK + 1) for w in windows)
-        chosen = torch.nonzero(self.blocks(atlas)[(slice(None), *blocks)].flatten(1).any(dim=1))[:, 0]
-        distances = known[(slice(None), *windows)][chosen]
+        chosen = known.near(*windows)
+        distances = known.at(chosen, *windows)
         if still:
             return chosen, distances
         offset = [(at.start - w.start) * s for at, w, s in zip((rows, columns), windows, self.spacing, strict=True)]
@@ -309,8 +292,10 @@ class SectionFusion:
         See `limner.registration.label_flow.label_velocity`.
         """
         if (before, after) not in self.flows:
-            structures = sorted({*self.distances(before)[0], *self.distances(after)[0]})
-            maps = few(torch.stack([self._distances_to(a, structures) for a in (before, after)]), Options().most)
+            known = [self.distances(a) for a in (before, after)]
+            structures = sorted({*known[0].structures, *known[1].structures})
+            # one after the other: hundreds of structures at every pixel, and few sums of them
+            maps = torch.cat([few(one.dense(structures)[None], Options().most) for one in known])
             moved = warp(maps[1:], self.displacement(before, after), self.spacing)[0]
             self.flows[before, after] = label_velocity(maps[0], moved, self.spacing, self.options.clip_mm)
         return self.flows[before, after]
@@ -415,8 +400,10 @@ class SectionFusion:
         """
         truth = self.truth(z, structures).flatten()
         background = structures.index(0)
-        present, known = self.distances(z)
-        near = known[present.index(0)].flatten() < self.options.clip_mm if 0 in present else truth >= 0
+        known = self.distances(z)
+        near = truth >= 0
+        if 0 in known.structures:
+            near = known.of_structure(0).flatten() < self.options.clip_mm
         usable = torch.nonzero((truth >= 0) & (near | (truth != background)))[:, 0]
         usable = usable[:: max(1, len(usable) // most)]
         return usable, truth[usable]

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from limner.cli import main
+from limner.cli import main, stack_align
 from limner.io import open_sections, read, write_result
 from limner.space import Space
 from limner.volume import Volume
@@ -113,6 +113,50 @@ def test_a_folder_of_sections_of_different_sizes(tmp_path, sections, colour):
         returned, own = iio.imread(back / "labels" / name), iio.imread(tmp_path / "labels" / name)
         assert returned.shape == own.shape
         assert np.mean(returned == own) > 0.98
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "folder for a file"])
+def test_labels_come_back_with_one_section_in_memory_at_a_time(tmp_path, sections, kind, monkeypatch):
+    """What is read is written before the next is read, but for the look at all of them at the beginning."""
+    images, labels = sections
+    where, rows = tmp_path / "aligned", "\n".join(f"{z},{3 * z},0.02,0,0" for z in range(N))
+    (tmp_path / "t.csv").write_text(f"section,rotation_deg,shift_y_mm,shift_x_mm,mirrored\n{rows}\n")
+    if kind == "folder":
+        write_folder(tmp_path, *sections, colour=False)
+        rows = "\n".join(f"s{z}.png,{3 * z},0.02,0,0" for z in range(N))
+        (tmp_path / "t.csv").write_text(f"section,rotation_deg,shift_y_mm,shift_x_mm,mirrored\n{rows}\n")
+    else:
+        tifffile.imwrite(tmp_path / "images.tif", images, photometric="minisblack")
+    where.mkdir()
+    for z in range(N):
+        iio.imwrite(where / f"s{z}.png", labels[z])
+    if kind == "file":
+        where = tmp_path / "aligned.tif"
+        tifffile.imwrite(where, labels, photometric="minisblack")
+    events = []
+    opened, made = stack_align.open_aligned_labels, stack_align.moved
+
+    def noted(*arguments):
+        found = opened(*arguments)
+        return {z: lambda z=z: events.append(f"read {z}") or found[z]() for z in found}
+
+    def moving(*arguments, **more):
+        events.append("moved")
+        return made(*arguments, **more)
+
+    monkeypatch.setattr(stack_align, "open_aligned_labels", noted)
+    monkeypatch.setattr(stack_align, "moved", moving)
+    stack = str(tmp_path / ("images" if kind == "folder" else "images.tif"))
+    given = ["--transforms", str(tmp_path / "t.csv"), "--back", str(where), "--spacing", "0.05,0.02,0.02"]
+    assert main(["stack", "align", stack, *given, "-o", str(tmp_path / "back")]) == 0
+    assert events[:N] == [f"read {z}" for z in range(N)]
+    assert events[N:] == [event for z in range(N) for event in (f"read {z}", "moved")]
+    if kind == "folder":
+        first = iio.imread(tmp_path / "back" / "labels" / "s0.png")
+    else:
+        first = tifffile.imread(tmp_path / "back" / "labels.tif")[0]
+    shifted = np.roll(labels[0], 1, axis=0)  # not turned, and one pixel up on the way there
+    assert np.array_equal(first, shifted if first.shape == SHAPE else shifted[2:-2, 1:-1])
 
 
 def test_turned_sections_are_set_right_or_kept(tmp_path, sections, capsys):

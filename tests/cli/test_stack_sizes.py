@@ -229,6 +229,24 @@ def test_a_volume_comes_out_as_one(tmp_path: Path) -> None:
     assert scores["median_accuracy"] > 0.97
 
 
+def test_a_stack_that_cannot_be_opened_section_by_section_is_reduced_all_the_same(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert complete(folders, "--working-um", "8") == 0
+    (folders / "out").rename(folders / "lazily")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("cannot be opened")
+
+    monkeypatch.setattr(limner.cli.stack_sizes, "open_sections", refuse)
+    assert complete(folders, "--working-um", "8") == 0
+    assert tifffile.imread(folders / "out" / "uncertainty" / "s0.tif").shape == (75, 100)
+    for z in range(SHAPE[0]):
+        lazily = iio.imread(folders / "lazily" / "labels" / f"s{z}.png")
+        np.testing.assert_array_equal(iio.imread(folders / "out" / "labels" / f"s{z}.png"), lazily)
+    assert complete(folders, "--working-um", "0.5") == 2
+
+
 @pytest.mark.parametrize("kind", ["folder", "palette", "volume"])
 def test_opened_labels_are_those_that_are_read(folders: Path, kind: str) -> None:
     stack_path, labels_path = folders / "sections", folders / "outlines"

@@ -15,6 +15,7 @@ from limner.annotations import SectionLabels
 from limner.io import read, read_label_volume
 from limner.methods.stack_completion import complete
 from limner.metrics.pixels import score_stack
+from limner.registration.stack_alignment import find_faults, find_torn
 from limner.space import Space
 from limner.stack_settings import Settings
 from limner.volume import LabelMap, Volume
@@ -140,6 +141,24 @@ def test_a_torn_or_folded_section_harms_no_other(sample, undamaged, damage):
     assert found.others() > undamaged.others() - 0.002
     left = ~right_part(truth.shape[1:])  # of the rest nobody knows where it should lie
     assert np.mean((found.labels == truth)[DAMAGED, left]) > 0.9
+
+
+@pytest.mark.parametrize("damage", [torn, folded])
+@pytest.mark.parametrize("at", [0, N - 1])
+def test_a_torn_or_folded_section_at_an_end_is_told(sample, damage, at):
+    """Of a sound stack nothing is told, see above; nor of its pieces, each of which ends elsewhere."""
+    images = sample[0].copy()
+    images[at] = damage(images[at])
+    inspection = find_faults(images[:, None], SPACE.spacing[1:])
+    assert inspection.torn == (at,)
+    assert inspection.faults()[at].startswith("torn or folded (its neighbour fits")
+    whole = find_faults(sample[0][:, None], SPACE.spacing[1:])
+    pairs = dict(zip(map(tuple, whole.pairs.tolist()), whole.correlation.tolist(), strict=True))
+    for first in range(N - 8):
+        for last in range(first + 8, N):
+            near = np.array([pairs[z, z + 1] for z in range(first, last)])
+            far = np.array([pairs[z, z + 2] for z in range(first, last - 1)])
+            assert find_torn(near, far) == []
 
 
 def test_brightness_that_drifts_by_a_third_does_little(sample, undamaged):

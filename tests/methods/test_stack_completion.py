@@ -33,6 +33,7 @@ from limner.run_record import Store
 from limner.section_fusion import FusionOptions, SectionFusion
 from limner.space import Space
 from limner.stack_settings import Settings
+from limner.tiled_evidence import TiledEvidence
 from limner.volume import LabelMap, Volume
 
 SPACING = (0.1, 0.05, 0.05)
@@ -418,10 +419,13 @@ def test_lambda_follows_the_evidence_that_is_right(phantom, monkeypatch):
         images[:, None], labels.astype(np.int32), LABELLED, 0.1 * np.arange(13), (0.05, 0.05), FusionOptions(rho=30.0)
     )
     model = Model(replace(QUICK, divide_by_frequency=False), fusion)
-    monkeypatch.setattr(Model, "section_data", lambda _self, z, **_: (None, z))
 
     def weight(says):
-        monkeypatch.setattr(Model, "log_pd", lambda _self, _top, z: says(fusion.truth(z, [0, 3, 7])))
+        def evidence(_, z, left_out):
+            assert left_out == z
+            return TiledEvidence.of_all(says(fusion.truth(z, [0, 3, 7])))
+
+        monkeypatch.setattr(Model, "network_evidence", evidence)
         return fit_weight(model, (4, 8)) * fusion.spread(4, 4) ** 2
 
     assert weight(lambda truth: torch.zeros(3, *truth.shape)) == pytest.approx(0.02)  # no weight does better

@@ -49,7 +49,7 @@ def test_data_of_the_page(page: Path):
     assert [s["position"] for s in data["sections"]] == [0, 0.5, 1, 1.5, 2, 2.5]
     assert data["pixelSize"] == pytest.approx([0.1, 0.2])
     assert data["objective"]["3"] == [-70, None, -20]  # JSON has no NaN
-    assert data["sections"][2]["dice"] == {"0": None, "1": 0.8, "2": None}
+    assert data["sections"][2]["dice"] == {"1": 0.8}
     assert data["sections"][0]["accuracy"] is None
     assert data["start"] == 3
 

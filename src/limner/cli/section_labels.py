@@ -36,7 +36,7 @@ def labels_of(path: Path, stack: SectionStack) -> Iterator[tuple[int, Path, Labe
         If a file cannot be read or is named like no section, or a stack of labels has another shape.
     """
     if is_folder(path) and stack.source.kind == "folder":
-        yield from _labels_of_files(path, stack)
+        yield from ((z, file, read_label_image(file)) for z, file in label_files(path, stack))
         return
     shape = (len(stack), *stack[0].shape)
     space = Space(shape, stack.spacing or ANY_SPACING, stack.origin, stack.direction)
@@ -46,7 +46,14 @@ def labels_of(path: Path, stack: SectionStack) -> Iterator[tuple[int, Path, Labe
     yield from ((z, path, labels) for z, labels in enumerate(found))
 
 
-def _labels_of_files(folder: Path, stack: SectionStack) -> Iterator[tuple[int, Path, Labels]]:
+def label_files(folder: Path, stack: SectionStack) -> Iterator[tuple[int, Path]]:
+    """Index and file of every section of a folder that has labels in another, under the name of its image.
+
+    Raises
+    ------
+    ValueError
+        If a file is named like no section.
+    """
     index_of = {Path(name).stem: z for z, name in enumerate(stack.names)}
     for file in list_sections(folder):
         if file.stem not in index_of:
@@ -54,4 +61,4 @@ def _labels_of_files(folder: Path, stack: SectionStack) -> Iterator[tuple[int, P
                 f"LABELS: {file} is named like no section of {stack.source.path}; name each label file like its image "
                 f"(the first is {stack.names[0]})"
             )
-        yield index_of[file.stem], file, read_label_image(file)
+        yield index_of[file.stem], file

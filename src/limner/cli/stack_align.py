@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,16 @@ from limner.cli.arguments import SectionAxis, Spacing
 from limner.cli.image_files import hash_stack
 from limner.cli.progress import Report, progress_on
 from limner.cli.run_folder import RunFolder
-from limner.cli.section_labels import is_folder, labels_of
-from limner.io import SectionStack, label_type, open_sections, read_label_volume, write_images, write_sections
-from limner.io.sections import border_median
+from limner.cli.section_labels import is_folder, label_files, labels_of
+from limner.io import SectionStack, label_type, open_sections, read_label_image, write_images, write_sections
+from limner.io.label_stack import ReadSection, label_sections
+from limner.io.sections import border_median, list_sections
 from limner.io.transforms import SectionTransforms, read_transforms, write_transforms
 from limner.registration.section_resampling import moved, small_section
 from limner.registration.stack_alignment import WORDS, align, inspect, reach, working_grid
 from limner.run_record import RunRecord, hash_file
 
-ALGORITHM = 1  # raised with every change that alters results
+ALGORITHM = 2  # raised with every change that alters results
 NONE = "(default: none)"
 LARGEST_ANGLE = 44.0  # more would be taken for a section turned the other way
 MARGIN = 0.02  # of the reach of tissue, left around it where the canvas must grow
@@ -106,7 +107,8 @@ class StackAlign:
 
     def _result(self, stack: SectionStack, given: SectionTransforms | None, report: Report) -> Aligned | BroughtBack:
         if self.back is not None and given is not None:
-            return BroughtBack(stack, given, read_aligned_labels(self, stack))
+            readers = open_aligned_labels(self, stack)
+            return BroughtBack(stack, given, readers, check_aligned_labels(self.back, readers, stack))
         small, spacing = read_small(stack, report)
         if given is None:
             given = find_transforms(self, small, spacing, report)
@@ -339,13 +341,16 @@ class BroughtBack:
         The sections as given.
     transforms : SectionTransforms
         Of every section.
-    labels : mapping of int to ndarray
-        Of the sections that have any, on the aligned canvas.
+    labels : mapping of int to callable
+        What reads the labels of each section that has any, on the aligned canvas; one is in memory at a time.
+    largest : int
+        The largest of the labels.
     """
 
     stack: SectionStack
     transforms: SectionTransforms
-    labels: dict[int, Labels]
+    labels: Mapping[int, ReadSection]
+    largest: int
 
     notes: tuple[str, ...] = ()
 
@@ -359,50 +364,59 @@ class BroughtBack:
         stack = self.stack
         if stack.source.kind == "folder":
             stack = some_sections(stack, sorted(self.labels))
-        largest = max(int(labels.max(initial=0)) for labels in self.labels.values())
-        write_sections(folder, "labels", self._made(report), stack, label_type(largest))
+        write_sections(folder, "labels", self._made(report), stack, label_type(self.largest))
 
     def _made(self, report: Report) -> Iterator[Labels]:
-        for done, (z, labels) in enumerate(sorted(self.labels.items()), start=1):
+        for done, (z, read) in enumerate(sorted(self.labels.items()), start=1):
             matrix = self.transforms.matrices[z]
             # a rotation's inverse is its transpose
             inverse = np.column_stack([matrix[:, :2].T, -matrix[:, :2].T @ matrix[:, 2]])
-            yield moved(labels, inverse, plane_spacing(self.stack), self.stack[z].shape, nearest=True)
+            yield moved(read(), inverse, plane_spacing(self.stack), self.stack[z].shape, nearest=True)
             report("writing", done, len(self.labels))
 
 
-def read_aligned_labels(command: StackAlign, stack: SectionStack) -> dict[int, Labels]:
-    """Labels made on the aligned stack, of the sections that have any.
+def open_aligned_labels(command: StackAlign, stack: SectionStack) -> dict[int, ReadSection]:
+    """What reads labels made on the aligned stack, of each section that has any.
 
     Raises
     ------
     ValueError
-        If they cannot be read or are of another number of sections.
+        If they cannot be opened or are of another number of sections.
     """
     path = command.back
     assert path is not None
     if is_folder(path) and stack.source.kind == "folder":
-        by_section = {z: labels for z, _, labels in labels_of(path, stack)}
-        check_aligned_shape(path, [labels.shape for labels in by_section.values()], stack)
-        return by_section
-    found = read_label_volume(path, spacing=stack.spacing, section_axis=command.section_axis).labels
+        return {z: partial(read_label_image, file) for z, file in label_files(path, stack)}
+    if is_folder(path):
+        found: dict[int, ReadSection] = {z: partial(read_label_image, f) for z, f in enumerate(list_sections(path))}
+    else:
+        found = label_sections(open_sections(path, section_axis=command.section_axis, labels=True))
     if len(found) != len(stack):
         raise ValueError(
             f"--back: {path} has {len(found)} sections, {command.images} {len(stack)}; give labels of the aligned stack"
         )
-    check_aligned_shape(path, [found.shape[1:]], stack)
-    return dict(enumerate(found))
+    return found
 
 
-def check_aligned_shape(path: Path, shapes: Sequence[tuple[int, ...]], stack: SectionStack) -> None:
-    """Refuse labels that are not of one size, or smaller than the sections that the aligned canvas holds."""
-    largest = largest_section(stack)
-    for shape in shapes:
-        if shape != shapes[0] or any(has < needs for has, needs in zip(shape, largest, strict=True)):
+def check_aligned_labels(path: Path, labels: Mapping[int, ReadSection], stack: SectionStack) -> int:
+    """The largest of the labels; each section is read once.
+
+    Raises
+    ------
+    ValueError
+        If labels are not of one size, or smaller than the sections that the aligned canvas holds.
+    """
+    needed, largest, first = largest_section(stack), 0, None
+    for _, read in sorted(labels.items()):
+        section = read()
+        first = section.shape if first is None else first
+        if section.shape != first or any(has < needs for has, needs in zip(section.shape, needed, strict=True)):
             raise ValueError(
-                f"--back: labels in {path} have shape {shape}; on the aligned stack all have one, {largest} (y, x) or "
-                "more; give labels made on that"
+                f"--back: labels in {path} have shape {section.shape}; on the aligned stack all have one, {needed} "
+                "(y, x) or more; give labels made on that"
             )
+        largest = max(largest, int(section.max(initial=0)))
+    return largest
 
 
 def print_summary(record: RunRecord) -> None:

@@ -149,7 +149,7 @@ def open_stack(
     try:
         stack = open_sections(path, spacing=spacing or None, section_axis=section_axis) if lazily else None
     except ValueError:
-        return whole(), None  # says what is wrong in words of its own
+        stack = None  # read as a whole it is in order, or says what is wrong in words of its own
     volume = whole() if stack is None else blank_volume(stack, bool(spacing))
     if working_um is not None:
         check_working_um(working_um, volume)

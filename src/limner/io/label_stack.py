@@ -24,7 +24,7 @@ from limner.io.labels import (
     table_of,
 )
 from limner.io.ome_zarr import is_ome_zarr
-from limner.io.section_stack import Section, open_sections
+from limner.io.section_stack import Section, SectionStack, open_sections
 from limner.io.sections import list_sections
 from limner.volume import LabelTable, Volume
 
@@ -136,6 +136,11 @@ def _of_folder(folder: Path, like: Volume) -> dict[int, ReadSection]:
     return {z: partial(load_label_section, file, source, z) for z, file in files.items()}
 
 
+def label_sections(stack: SectionStack) -> dict[int, ReadSection]:
+    """What reads the labels of each section of a file that was opened for its labels."""
+    return {z: partial(_section_of_file, section) for z, section in enumerate(stack)}
+
+
 def _of_file(path: Path, like: Volume) -> dict[int, ReadSection]:
     stack = open_sections(path, section_axis="zyx"[axis_of(like)], labels=True)
     shape = (len(stack), *stack[0].shape)
@@ -145,7 +150,7 @@ def _of_file(path: Path, like: Volume) -> dict[int, ReadSection]:
             "stack's own grid"
         )
     check_geometry(path, Content(np.empty(0), stack.spacing, stack.source, stack.origin, stack.direction), like)
-    return {z: partial(_section_of_file, section) for z, section in enumerate(stack)}
+    return label_sections(stack)
 
 
 def _section_of_file(section: Section) -> NDArray[np.integer[Any]]:

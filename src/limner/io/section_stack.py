@@ -29,7 +29,7 @@ from limner.io.content import (
 )
 from limner.io.images import TIFF_ENDINGS, axis_number, load, space_of
 from limner.io.ome_zarr import check_one_image, is_ome_zarr, ome_zarr_source, open_multiscales
-from limner.io.sections import check_spacings, list_sections, load_section, section_header
+from limner.io.sections import centre_slices, check_spacings, list_sections, load_section, section_header
 from limner.io.tiff import OpenPages, open_pages, through_palette, tiff_source
 from limner.io.tiff_planes import Plane, planes_of, read_plane
 from limner.space import IDENTITY
@@ -221,9 +221,16 @@ def _open(path: Path, axis: int, labels: bool) -> SectionStack:
 
 
 def sections_of(volume: Volume) -> SectionStack:
-    """The sections of a stack that is in memory; those of a folder lie on one canvas already."""
+    """The sections of a stack that is in memory; those of a folder at their own sizes, cut out of the canvas."""
     space, source = volume.space, volume.source or Source("volume", Path(), ".nii.gz")
-    return _of_content(Content(volume.pixels, space.spacing, source, space.origin, space.direction))
+    stack = _of_content(Content(volume.pixels, space.spacing, source, space.origin, space.direction))
+    if not source.sizes:
+        return stack
+
+    def read(z: int, y0: int, y1: int, x0: int, x1: int) -> NDArray[Any]:
+        return volume.pixels[z][centre_slices(source.sizes[z], space.shape[1:])][y0:y1, x0:x1].copy()
+
+    return replace(stack, sections=_sections(read, source.sizes, volume.pixels.dtype, source))
 
 
 def blank_volume(stack: SectionStack, spacing_given: bool = False) -> Volume:

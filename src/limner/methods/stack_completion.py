@@ -72,6 +72,7 @@ from limner.parallel import chosen_device, jobs_on, side_by_side
 from limner.pixel_classifier import (
     ClassifierOptions,
     PixelClassifier,
+    enlarged_window,
     make_classifier,
     network_log_probabilities,
     train_globally,
@@ -80,12 +81,13 @@ from limner.registration.stack_alignment import consequence
 from limner.run_record import Store, content_key, hash_file, stored
 from limner.section_fusion import FusionOptions, SectionFusion
 from limner.stack_settings import Settings
-from limner.tiled_evidence import TiledEvidence
+from limner.tiled_evidence import Tile, TiledEvidence
 from limner.volume import Volume
 
 WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
 AUGMENTED_COPIES = 2  # of each neighbouring labelled section, in local training
 GAPS_KEPT = 2  # whose local training is remembered: sections are completed gap by gap, and FCN-8s takes 0.5 GB each
+AT_ONCE = 32  # structures at every pixel of a section, in memory at a time
 SAMPLED = 2**22  # pixels times structures of a section on which lambda is fitted, about
 WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda; the paper's is the last
 
@@ -172,12 +174,17 @@ def atlas_log_likelihood(top: nn.Module, inputs: Tensor, targets: Tensor) -> Ten
     return -F.cross_entropy(top(inputs), targets, ignore_index=-1, reduction="sum")
 
 
-def section_log_pd(top: nn.Module, data: SectionData, shape: tuple[int, int] | None = None) -> Tensor:
-    """log p_d of the section, divided by the structures' frequency and normalised again, (L, y, x) or (L, *shape).
+def divided(log_pd: Tensor, data: SectionData) -> Tensor:
+    """log p_d (L, y, x) divided by the structures' frequency and normalised again.
 
     Without the second normalisation GEM would gain without limit by calling everything the rarest structure.
     """
-    return torch.log_softmax(network_log_probabilities(top, data.inputs, shape)[0] - data.log_frequency, dim=0)
+    return torch.log_softmax(log_pd - data.log_frequency, dim=0)
+
+
+def section_log_pd(top: nn.Module, data: SectionData) -> Tensor:
+    """log p_d of the section at the network's grid, `divided`, (L, y, x)."""
+    return divided(network_log_probabilities(top, data.inputs)[0], data)
 
 
 def objective(top: nn.Module, data: SectionData, weight: float, prior: float) -> float:
@@ -333,30 +340,44 @@ class Model:
 
     def log_w(self, z: int, left_out: int | None = None) -> tuple[TiledEvidence, list[float], float]:
         """log w of a section at full size, the objective's history, and mean entropy before GEM."""
-        method, tiled = self.settings.method, TiledEvidence.of_all
+        method = self.settings.method
         if method == "fusion" or (method != "network" and z in self.fusion.misleading):
             evidence = self.fusion.tiled_evidence(z, left_out)
             return evidence, [], evidence.entropy()
-        top, data = self.section_data(z, left_out)
         if method == "network":
-            with torch.no_grad():
-                log_pd = network_log_probabilities(top, data.inputs, self.fusion.shape)[0]
-            return tiled(log_pd), [], tiled(log_pd).entropy()
-        weight, log_pf = self.weight(z, left_out), self.fusion.evidence(z, left_out)
-        before = e_step(self.log_pd(top, data), log_pf, weight)
+            evidence = self.network_evidence(z, left_out)
+            return evidence, [], evidence.entropy()
+        top, data = self.section_data(z, left_out)
+        weight, log_pf = self.weight(z, left_out), self.fusion.tiled_evidence(z, left_out)
+        before = self.product(top, data, log_pf, weight)
         if method == "product":
-            return tiled(before), [], tiled(before).entropy()
-        entropy_before = tiled(before).entropy()
-        del before  # hundreds of structures at full size
-        at_grid = F.interpolate(log_pf.softmax(dim=0)[None], data.inputs.shape[2:], mode="bilinear", antialias=True)
-        data.log_pf = at_grid[0].clamp_min(1e-12).log()
+            return before, [], before.entropy()
+        entropy_before = before.entropy()
+        data.log_pf = _reduced(log_pf, (data.inputs.shape[2], data.inputs.shape[3])).clamp_min(1e-12).log()
         history = gem(top, data, weight, self.settings)
-        return tiled(e_step(self.log_pd(top, data), log_pf, weight)), history, entropy_before
+        return self.product(top, data, log_pf, weight), history, entropy_before
 
-    def log_pd(self, top: nn.Module, data: SectionData) -> Tensor:
-        """`section_log_pd` at full size, (L, Y, X)."""
+    def log_pd(self, top: nn.Module, data: SectionData) -> Callable[[Tile], Tensor]:
+        """What gives `divided` log p_d of a tile of the section at full size: all of it is never in memory at once."""
         with torch.no_grad():
-            return section_log_pd(top, data, self.fusion.shape)
+            logits = top(data.inputs)[0]
+
+        def of_tile(tile: Tile) -> Tensor:
+            large = enlarged_window(logits, self.fusion.shape, tile.rows, tile.columns)
+            return divided(torch.log_softmax(large, dim=0), data)
+
+        return of_tile
+
+    def network_evidence(self, z: int, left_out: int | None = None) -> TiledEvidence:
+        """`log_pd` of a section, with the network trained on its neighbours."""
+        structures = len(self.fusion.structures(z, left_out))
+        none = TiledEvidence.of_none(structures, self.fusion.shape, self.fusion.device)
+        return none.combined(self.log_pd(*self.section_data(z, left_out)))
+
+    def product(self, top: nn.Module, data: SectionData, log_pf: TiledEvidence, weight: float) -> TiledEvidence:
+        """`e_step` at full size."""
+        log_pd = self.log_pd(top, data)
+        return log_pf.combined(lambda tile: e_step(log_pd(tile), tile.log_p, weight))
 
     def weight(self, z: int, left_out: int | None = None) -> float:
         """lambda of a section: as set, else in proportion to the variance of fusion's borders."""
@@ -370,7 +391,7 @@ class Model:
         with self.adapting:  # else the sections of a gap that are begun together would each train it
             top, inputs, targets = self.adapted(tuple(atlases), tuple(structures))
         data = SectionData(classifier.fixed(classifier.images[[z]], [z]), inputs, targets)
-        if self.settings.divide_by_frequency:
+        if self.settings.divide_by_frequency and self.settings.method != "network":
             data.log_frequency = self.fusion.log_frequency(z, left_out)
         data.learnt = weights_of(top).detach()
         return copy.deepcopy(top), data
@@ -412,6 +433,15 @@ class Model:
         )
 
 
+def _reduced(log_p: TiledEvidence, grid: tuple[int, int]) -> Tensor:
+    """Probabilities on a coarser grid, (L, y, x); some structures at a time."""
+    parts = []
+    for first in range(0, log_p.structures, AT_ONCE):
+        chances = log_p.dense(first, min(first + AT_ONCE, log_p.structures)).exp()
+        parts.append(F.interpolate(chances[None], grid, mode="bilinear", antialias=True)[0])
+    return torch.cat(parts)
+
+
 # ---- fitting what is shared ---------------------------------------------------------------------------------------
 
 
@@ -424,11 +454,10 @@ def fit_weight(model: Model, held_out: Sequence[int]) -> float:
     """
     fusion, samples = model.fusion, []
     for z in held_out:
-        log_pd = model.log_pd(*model.section_data(z, left_out=z))
         structures = fusion.structures(z, z)
         pixels, truth = fusion.sample(z, structures, most=min(fusion.labels[z].size, SAMPLED // len(structures)))
-        variance = fusion.spread(z, z) ** 2
-        samples.append((variance * log_pd.flatten(1)[:, pixels], fusion.tiled_evidence(z, z).at(pixels), truth))
+        log_pd, variance = model.network_evidence(z, left_out=z).at(pixels), fusion.spread(z, z) ** 2
+        samples.append((variance * log_pd, fusion.tiled_evidence(z, z).at(pixels), truth))
 
     def right(weight: float) -> list[float]:
         return [(e_step(d, f, weight).argmax(dim=0) == t).double().mean().item() for d, f, t in samples if len(t)]

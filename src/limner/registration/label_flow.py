@@ -137,7 +137,7 @@ def _step(shape: tuple[int, int], spacing: Spacing2D, level: tuple[int, int]) ->
 
 
 def few(maps: Tensor, most: int) -> Tensor:
-    """Maps (2, L, Y, X) as they are, or `most` random sums of them whose squared differences are alike on average [2]_.
+    """Maps (N, L, Y, X) as they are, or `most` random sums of them whose squared differences are alike on average [2]_.
 
     Always the same sums, so that warping before and after are alike.
     """

@@ -25,6 +25,7 @@ PLACED_ANGLE = 21.0  # degrees; two sections may be twice as far apart, as regis
 BLANK_SHARE = 0.1  # of the neighbours' tissue, below which a section is blank
 LOOKED_AT = 2  # neighbours each way that say how much tissue to expect
 TORN = 0.15  # nats by which a section's neighbours fit one another better than either fits it
+TORN_AT_END = 0.7  # the same of the first and last section, seen from one side; 0.6 at most on a real, sound stack
 UNUSUAL = 5.0  # deviations beyond what is usual in the stack
 WORDS = {
     TURNED: "turned by 180 degrees",
@@ -42,7 +43,8 @@ class Inspection:
     blank : tuple of int
         Sections without tissue, where their neighbours have some.
     torn : tuple of int
-        Sections that fit neither neighbour, while these fit one another: torn, folded, or of another specimen.
+        Sections that fit neither neighbour, while these fit one another: torn, folded, or of another specimen. A first
+        or last one fits its neighbour worse than this fits the next section but one.
     orientations : ndarray of int
         Of `limner.registration.section_pairs.FLIPS` the one that each section has, where that is certain, shape (Z,).
     fit : ndarray of float
@@ -83,6 +85,9 @@ class Inspection:
         """What is wrong with which section, in words."""
         turned = {int(z): WORDS[int(self.orientations[z])] for z in np.flatnonzero(self.orientations)}
         torn = dict.fromkeys(self.torn, "torn or folded (it fits neither neighbour, but they fit one another)")
+        sound = np.setdiff1d(np.arange(len(self.fit)), self.blank).tolist()
+        for end in {*sound[:1], *sound[-1:]} & {*self.torn}:
+            torn[end] = "torn or folded (its neighbour fits the sections beyond far better)"
         return dict(sorted({**turned, **torn, **dict.fromkeys(self.blank, "blank")}.items()))
 
 
@@ -220,6 +225,8 @@ def find_faults(
 def find_torn(to_next: NDArray[np.float64], to_next_but_one: NDArray[np.float64]) -> list[int]:
     """Sections that fit both neighbours worse than these fit one another, and worse than is usual in the stack.
 
+    The first and last section have one neighbour: they are compared with how that fits the next section but one.
+
     Parameters
     ----------
     to_next : ndarray
@@ -230,20 +237,32 @@ def find_torn(to_next: NDArray[np.float64], to_next_but_one: NDArray[np.float64]
     Returns
     -------
     list of int
-        Neither the first nor the last section, for which there is no such comparison.
+        Increasing; the first and the last section where there are six or more, so that the usual can be told.
 
     Examples
     --------
     >>> find_torn(np.array([0.99, 0.8, 0.75, 0.99]), np.array([0.8, 0.98, 0.7]))
     [2]
+    >>> find_torn(np.array([0.6, 0.99, 0.99, 0.99, 0.98]), np.array([0.6, 0.97, 0.97, 0.96]))
+    [0]
     """
     if not len(to_next_but_one):
         return []
     near, far = misfit(to_next), misfit(to_next_but_one)
-    worse = np.minimum(near[:-1], near[1:]) - far
+    torn = (1 + np.flatnonzero(_unusual(np.minimum(near[:-1], near[1:]) - far, TORN))).tolist()
+    if len(far) > 1:
+        first = _unusual(near[:-2] - far[1:], TORN_AT_END)[0]  # beside the next, and that beside the next but one
+        last = _unusual(near[2:] - far[:-1], TORN_AT_END)[-1]
+        torn = [*[0] * bool(first), *torn, *[len(near)] * bool(last)]
+    return torn
+
+
+def _unusual(worse: NDArray[np.float64], least: float) -> NDArray[np.bool_]:
+    """Which are above `least` and far above what is usual."""
     middle = float(np.median(worse))
     usual = middle + UNUSUAL * 1.4826 * float(np.median(np.abs(worse - middle)))
-    return (1 + np.flatnonzero(worse > max(TORN, usual))).tolist()
+    found: NDArray[np.bool_] = worse > max(least, usual)
+    return found
 
 
 def standing_out(sections: NDArray[np.float32]) -> NDArray[np.float32]:

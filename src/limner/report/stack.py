@@ -180,11 +180,13 @@ def _page_data(report: StackReport, structures: Sequence[Structure]) -> dict[str
 
 def _section_data(report: StackReport, structures: Sequence[Structure], z: int, uncertainty: float) -> dict[str, Any]:
     scores = report.scores.get(z) if report.scores else None
+    # of hundreds of structures most are not on a section: what is undefined is left out
+    found = {n: finite(scores["dice"].get(s.label)) for n, s in enumerate(structures)} if scores else {}
     return {
         **section_data(report.images, z, uncertainty),
         "labelled": z in report.labelled,
         "accuracy": finite(scores["accuracy"]) if scores else None,
-        "dice": {n: finite(scores["dice"].get(s.label)) for n, s in enumerate(structures)} if scores else {},
+        "dice": {n: round(value, 5) for n, value in found.items() if value is not None},
     }
 
 
