@@ -16,9 +16,10 @@ from torch import Tensor
 
 from limner import stack_settings
 from limner.annotations import SectionLabels
+from limner.completion import beyond_labels
 from limner.parallel import jobs_on, side_by_side
 from limner.registration.section_warps import SectionWarps, links, register_sections
-from limner.registration.stack_alignment import Inspection, find_faults
+from limner.registration.stack_alignment import Inspection, consequence, find_faults
 from limner.registration.velocity_field import Options
 from limner.run_record import Store, content_key, stored
 from limner.section_fusion import SectionFusion
@@ -176,6 +177,15 @@ def remember_labels(fusion: SectionFusion, store: Store | None, key: str) -> Non
         now, structures = _labels_now(fusion)
         kept = {"sections": [*now], "hashes": [*now.values()], "structures": structures}
         store.save(FITTED_LABELS, key, {name: np.asarray(value) for name, value in kept.items()})
+
+
+def notes_on_sections(fusion: SectionFusion, annotations: SectionLabels) -> list[str]:
+    """What the user should know of single sections: what is wrong with them, and where no label is near."""
+    faults = fusion.inspection.faults() if fusion.inspection is not None else {}
+    notes = [f"Section {z} is {what}: {consequence(what)}." for z, what in faults.items()]
+    for pair in fusion.warps.unmatched if fusion.warps is not None else ():
+        notes.append(f"Sections {pair[1]} and {pair[0]} could not be registered: one is empty or constant.")
+    return [*notes, *beyond_labels(annotations)]
 
 
 def kept_fit(changed: Sequence[int]) -> str:

@@ -273,7 +273,7 @@ def train_globally(
     part: tuple[float, float],
     tissues: Mapping[int, int] | None,
     progress: Callable[[int, int], None],
-) -> None:
+) -> dict[str, NDArray[Any]]:
     """Stage 1: a part of the schedule, on labelled sections; tissue types where an ontology gives them.
 
     Parameters
@@ -288,6 +288,11 @@ def train_globally(
         As for `make_classifier`.
     progress : callable
         Called with steps done and steps in all.
+
+    Returns
+    -------
+    dict of str to ndarray
+        The network's weights, for storing.
     """
     options = classifier.options
     classes = classifier.classes or sorted({0, *(tissues or {}).values()})
@@ -318,3 +323,4 @@ def train_globally(
             groups=groups,
             progress=progress,
         )
+    return classifier.to_arrays()

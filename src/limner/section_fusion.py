@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -71,6 +71,16 @@ class FusionOptions:
     label_flow: bool = True
 
 
+class Beside(Protocol):
+    """Something else that speaks for sections, as `limner.mirror_image.MirrorImage`."""
+
+    def joined(self, z: int, left_out: int | None, structures: Sequence[int], mean: Tensor) -> Tensor:
+        """Signed distances (L, Y, X), mm: those blended from labelled sections, and its own."""
+
+    def inputs(self, z: int) -> list[Any]:
+        """What `joined` depends on, beyond what fusion itself does."""
+
+
 @dataclass
 class SectionFusion:
     """The sections, what is known of them, and the warps between them.
@@ -101,6 +111,8 @@ class SectionFusion:
         Those of `flow` that were found before; others are found when they are asked for.
     inspection : Inspection, optional
         What is wrong with which sections; None: not looked for.
+    beside : Beside, optional
+        What else is asked, where a section has at most `MANY` structures.
     """
 
     images: NDArray[np.float32]
@@ -114,6 +126,7 @@ class SectionFusion:
     rho_scale: float = math.nan
     flows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     inspection: Inspection | None = None
+    beside: Beside | None = None
 
     @classmethod
     def of_stack(cls, images: Volume, annotations: SectionLabels, options: FusionOptions, device: str) -> SectionFusion:
@@ -191,6 +204,8 @@ class SectionFusion:
             looked_at = [f.cpu().numpy() for f in (self.flow(*neighbours), self.displacement(*neighbours))]
         if self.options.fusion != "blended":  # these compare grey levels, and decay with distance
             looked_at = [(self.images[a], float(self.positions[a] - self.positions[z])) for a, _ in atlases]
+        if self.beside is not None:
+            looked_at += self.beside.inputs(z)
         return [self.images[z], *atlases, *(self.labels[a] for a, _ in atlases), *warps, *looked_at]
 
     def structures(self, z: int, left_out: int | None = None) -> list[int]:
@@ -207,7 +222,7 @@ class SectionFusion:
             weights.append(weight)
         return torch.stack(warped), torch.tensor(weights, device=self.device), torch.stack(covered)
 
-    def _blended_tiles(
+    def blended_tiles(
         self, z: int, left_out: int | None, pixels: Tensor | None = None
     ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
         """Signed distances blended along z, tile by tile, of the structures that any atlas has near the tile.
@@ -242,6 +257,8 @@ class SectionFusion:
             for atlas, to, (chosen, warped) in zip(distances, index, found, strict=True):
                 atlas[order[to[chosen]]] = warped
             mean = (local[:, None, rows, columns] * distances).sum(dim=0)
+            if self.beside is not None and few_of_them:  # the tile is the whole section
+                mean = self.beside.joined(z, left_out, structures, mean)
             yield rows, columns, torch.nonzero(near)[:, 0], mean, uncovered[rows, columns]
 
     def _warped_near(self, atlas: int, displacement: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
@@ -353,7 +370,7 @@ class SectionFusion:
             return TiledEvidence.of_all(self._mixture(z, left_out))
         rho = self.options.rho or (self.rho_scale / self.spread(z, left_out))
         structures, tiles = len(self.structures(z, left_out)), []
-        for rows, columns, near, mean, uncovered in self._blended_tiles(z, left_out):
+        for rows, columns, near, mean, uncovered in self.blended_tiles(z, left_out):
             odds, far = rho * mean, torch.full_like(mean[0], -rho * self.options.clip_mm)
             total = log_total(odds, far, structures - len(near))
             log_p, log_far = (torch.where(uncovered, -math.log(structures), v - total) for v in (odds, far))
@@ -413,7 +430,7 @@ class SectionFusion:
         size = len(self.structures(z, left_out)), len(pixels)
         found = torch.full(size, -self.options.clip_mm, device=self.device)
         covered = torch.zeros(len(pixels), dtype=torch.bool, device=self.device)
-        for rows, columns, near, mean, uncovered in self._blended_tiles(z, left_out, pixels):
+        for rows, columns, near, mean, uncovered in self.blended_tiles(z, left_out, pixels):
             inside, row, column = pixels_inside(rows, columns, pixels, self.shape[1])
             found[near[:, None], inside] = mean[:, row, column]
             covered[inside] = ~uncovered[row, column]
@@ -430,24 +447,27 @@ class SectionFusion:
         float
             LogOdds per mm, times sqrt(mm).
         """
+        self.rho_scale, _ = self.fitted_rho()
+        return self.rho_scale
+
+    def fitted_rho(self) -> tuple[float, list[float]]:
+        """The scale of `fit_rho`, and the log loss of each section left out; none where it could not be fitted."""
         samples = []
         for z in self.labelled if len(self.labelled) > 1 else ():
             structures = self.structures(z, left_out=z)
             pixels, truth = self.sample(z, structures, most=max(1, min(4000, SAMPLED // len(structures))))
             samples.append((*self._blended_at(z, z, pixels), truth, self.spread(z, left_out=z)))
-        if not any(len(s[2]) for s in samples):
-            self.rho_scale = PAPER_RHO * self.typical_spread()
-            return self.rho_scale
+        samples = [s for s in samples if len(s[2])]
+        if not samples:
+            return PAPER_RHO * self.typical_spread(), []
 
         one = torch.ones(1, device=self.device)  # what was blended already stands for a single atlas
 
-        def loss(scale: float) -> float:
-            losses = [
+        def losses(scale: float) -> list[float]:
+            return [
                 mean_log_loss(blend(d[None, ..., None], one, c[None, :, None], scale / s)[..., 0], t)
                 for d, c, t, s in samples
-                if len(t)
             ]
-            return sum(losses) / len(losses)
 
-        self.rho_scale = best_scale(loss, 0.1, 100.0)
-        return self.rho_scale
+        best = best_scale(lambda scale: sum(losses(scale)) / len(samples), 0.1, 100.0)
+        return best, losses(best)

@@ -36,6 +36,9 @@ class Settings:
     label_flow: bool = True
     """Let 'blended' fusion carry the neighbours' labels towards each other by what registration left between them;
     not with 'direct' registration, whose fields do not add up along the way."""
+    mirror: bool = False
+    """For specimens with two like halves, left and right: 'blended' fusion also asks the mirror image of the stack,
+    where left-out labelled sections come out clearly better with it. Not where rho is given."""
     rho: float = 0.0
     """LogOdds per mm of signed distance (paper: 21). 0: for 'blended' fitted on left-out sections, else 21."""
     sigma: float = 20.0

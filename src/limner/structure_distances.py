@@ -43,8 +43,8 @@ class StructureDistances:
     ((0, 7), 66)
     >>> distances.near(slice(30, 40), slice(0, 64)).tolist()
     [0]
-    >>> distances.at(torch.tensor([1]), slice(0, 1), slice(2, 6)).round(decimals=2).tolist()
-    [[[0.15, 0.05, -0.05, -0.15]]]
+    >>> [round(d, 2) for d in distances.at(torch.tensor([1]), slice(0, 1), slice(2, 6)).flatten().tolist()]
+    [0.15, 0.05, -0.05, -0.15]
     """
 
     structures: tuple[int, ...]

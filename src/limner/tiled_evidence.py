@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from limner.completion import common_deviation
 
+AT_ONCE = 32  # structures at every pixel of a section, in memory at a time
 STRIP_PIXELS = 4096  # of a tile that tells all structures apart: what is computed from one stays small
 
 
@@ -111,6 +113,14 @@ class TiledEvidence:
     def others(self, tile: Tile) -> int:
         """How many structures a tile does not tell apart."""
         return self.structures - len(tile.near)
+
+    def reduced(self, shape: tuple[int, int]) -> Tensor:
+        """Probabilities on a coarser grid of that size, (L, y, x); some structures at a time."""
+        parts = []
+        for first in range(0, self.structures, AT_ONCE):
+            chances = self.dense(first, min(first + AT_ONCE, self.structures)).exp()
+            parts.append(F.interpolate(chances[None], shape, mode="bilinear", antialias=True)[0])
+        return torch.cat(parts)
 
     def combined(self, with_others: Callable[[Tile], Tensor]) -> TiledEvidence:
         """Evidence that tells every structure apart, made tile by tile (large ones in strips) when it is asked for.

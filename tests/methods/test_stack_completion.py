@@ -241,6 +241,18 @@ def test_a_strong_prior_keeps_what_was_learnt():
 # ---- a whole stack --------------------------------------------------------------------------------------------------
 
 
+def test_a_mirror_image_that_is_not_asked_is_noted_and_changes_nothing(phantom):
+    """Of three labelled sections it cannot be told whether it helps."""
+    settings = replace(QUICK, method="fusion")
+    without, found = (completed(phantom, replace(settings, mirror=m), labelled=(0, 6, 12)) for m in (False, True))
+    assert found.calibration["mirror"] == 0
+    assert "mirror" not in without.calibration
+    assert set(found.notes) - set(without.notes) == {
+        "The mirror image was not asked: left-out sections come out no better with it."
+    }
+    np.testing.assert_array_equal(found.labels.labels, without.labels.labels)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_complete(phantom, method):
     labels = phantom[1]
@@ -609,7 +621,7 @@ def test_stages_of_another_algorithm_are_made_anew(phantom, method, tmp_path, re
 def test_networks_are_trained_anew_when_the_file_of_weights_is_replaced(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(stack_completion, "make_classifier", lambda *_: SimpleNamespace(load=lambda _: None))
-    monkeypatch.setattr(stack_completion, "_trained", lambda *_: trained.append(1) or {"w": np.zeros(1)})
+    monkeypatch.setattr(stack_completion, "train_globally", lambda *_: trained.append(1) or {"w": np.zeros(1)})
     images, labels = np.zeros((3, 1, 8, 8), np.float32), np.ones((3, 8, 8), np.int32)
     fusion = SectionFusion(images, labels, (0, 2), 0.1 * np.arange(3), (0.05, 0.05), FusionOptions(rho=30.0))
 

@@ -63,11 +63,19 @@ from limner.completion import (
     SectionResult,
     area_errors,
     assemble,
-    beyond_labels,
     pixels_between,
     widest_errors,
 )
-from limner.fusion_stages import Progress, check, kept_fit, labels_to_stand_on, prepare, remember_labels
+from limner.fusion_stages import (
+    Progress,
+    check,
+    kept_fit,
+    labels_to_stand_on,
+    notes_on_sections,
+    prepare,
+    remember_labels,
+)
+from limner.mirror_image import ask_mirror_image
 from limner.parallel import chosen_device, jobs_on, side_by_side
 from limner.pixel_classifier import (
     ClassifierOptions,
@@ -77,7 +85,6 @@ from limner.pixel_classifier import (
     network_log_probabilities,
     train_globally,
 )
-from limner.registration.stack_alignment import consequence
 from limner.run_record import Store, content_key, hash_file, stored
 from limner.section_fusion import FusionOptions, SectionFusion
 from limner.stack_settings import Settings
@@ -87,7 +94,6 @@ from limner.volume import Volume
 WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
 AUGMENTED_COPIES = 2  # of each neighbouring labelled section, in local training
 GAPS_KEPT = 2  # whose local training is remembered: sections are completed gap by gap, and FCN-8s takes 0.5 GB each
-AT_ONCE = 32  # structures at every pixel of a section, in memory at a time
 SAMPLED = 2**22  # pixels times structures of a section on which lambda is fitted, about
 WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda; the paper's is the last
 
@@ -353,7 +359,7 @@ class Model:
         if method == "product":
             return before, [], before.entropy()
         entropy_before = before.entropy()
-        data.log_pf = _reduced(log_pf, (data.inputs.shape[2], data.inputs.shape[3])).clamp_min(1e-12).log()
+        data.log_pf = log_pf.reduced((data.inputs.shape[2], data.inputs.shape[3])).clamp_min(1e-12).log()
         history = gem(top, data, weight, self.settings)
         return self.product(top, data, log_pf, weight), history, entropy_before
 
@@ -433,15 +439,6 @@ class Model:
         )
 
 
-def _reduced(log_p: TiledEvidence, grid: tuple[int, int]) -> Tensor:
-    """Probabilities on a coarser grid, (L, y, x); some structures at a time."""
-    parts = []
-    for first in range(0, log_p.structures, AT_ONCE):
-        chances = log_p.dense(first, min(first + AT_ONCE, log_p.structures)).exp()
-        parts.append(F.interpolate(chances[None], grid, mode="bilinear", antialias=True)[0])
-    return torch.cat(parts)
-
-
 # ---- fitting what is shared ---------------------------------------------------------------------------------------
 
 
@@ -517,8 +514,13 @@ def fit(
     if changed:
         model.notes.append(kept_fit(changed))
     if settings.fusion == "blended" and not settings.rho and settings.method != "network":
-        found = stored(store, "rho", everything, lambda: {"rho_scale": np.asarray(fusion.fit_rho())})
-        fusion.rho_scale = calibration["rho_scale"] = float(found["rho_scale"])
+        if settings.mirror:
+            calibration |= ask_mirror_image(fusion)
+            if not calibration["mirror"]:
+                model.notes.append("The mirror image was not asked: left-out sections come out no better with it.")
+        else:
+            found = stored(store, "rho", everything, lambda: {"rho_scale": np.asarray(fusion.fit_rho())})
+            fusion.rho_scale = calibration["rho_scale"] = float(found["rho_scale"])
     misleading = fusion.misleading
     held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any() and z not in misleading]
     if settings.method == "fusion":
@@ -533,24 +535,13 @@ def fit(
     for name, left_out, part in (("network-1", held_out, (0.0, 0.7)), ("network-2", (), (0.7, 1.0))):
         known = [z for z in fusion.labelled if z not in left_out and z not in misleading] or list(fusion.labelled)
         steps = partial(report, "training")
-        make = partial(_trained, model.classifier, known, part, tissues, steps)
+        make = partial(train_globally, model.classifier, known, part, tissues, steps)
         model.load(stored(store, name, key, make))
         if name == "network-1":
             calibration |= fit_scales(model, held_out, store, everything)
     if not changed:
         remember_labels(fusion, store, unlabelled)
     return model, calibration, content_key(everything, calibration)
-
-
-def _trained(
-    classifier: PixelClassifier,
-    known: Sequence[int],
-    part: tuple[float, float],
-    tissues: Mapping[int, int] | None,
-    report: Callable[[int, int], None],
-) -> dict[str, NDArray[Any]]:
-    train_globally(classifier, known, part, tissues, report)
-    return classifier.to_arrays()
 
 
 def fit_scales(model: Model, held_out: Sequence[int], store: Store | None, key: str) -> dict[str, float]:
@@ -659,7 +650,8 @@ def complete(
     with _timed(seconds, "sections"):
         asked = (key, keep_probabilities)
         sections = _completed(model, annotations.unlabelled, asked, jobs, store, report, finished)
-    return assemble(annotations, sections, seconds, calibration, _notes(model, annotations), fusion.changes())
+    notes = (*model.notes, *notes_on_sections(fusion, annotations))
+    return assemble(annotations, sections, seconds, calibration, notes, fusion.changes())
 
 
 @contextmanager
@@ -688,12 +680,3 @@ def _completed(
         return finished(z, SectionResult.from_arrays(arrays))
 
     return side_by_side(unlabelled, one, jobs_on(fusion.device, jobs), partial(report, "sections"))
-
-
-def _notes(model: Model, annotations: SectionLabels) -> tuple[str, ...]:
-    notes = list(model.notes)
-    faults = model.fusion.inspection.faults() if model.fusion.inspection is not None else {}
-    notes += [f"Section {z} is {what}: {consequence(what)}." for z, what in faults.items()]
-    for pair in model.fusion.warps.unmatched if model.fusion.warps is not None else ():
-        notes.append(f"Sections {pair[1]} and {pair[0]} could not be registered: one is empty or constant.")
-    return (*notes, *beyond_labels(annotations))
