@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from limner.augmentation import Augmentation
 from limner.networks.fcn_vgg import IMAGENET_DEVIATION, IMAGENET_MEAN, FCN8s, load_vgg16_weights
 from limner.networks.unet import UNet
+from limner.run_record import hash_file
 from limner.training import Schedule, train, with_coordinates
 
 
@@ -52,6 +53,18 @@ class ClassifierOptions:
     placement: float = 0.3
     trained_layers: Literal["last", "all"] = "last"
     seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What global training depends on; of a file of weights its content, not its name.
+
+        Raises
+        ------
+        OSError
+            If that file cannot be read.
+        """
+        from_file = self.network == "fcn_vgg16" and self.vgg16_weights
+        weights = hash_file(Path(self.vgg16_weights)) if from_file else ""
+        return {**asdict(self), "trained_layers": "", "vgg16_weights": weights}
 
 
 @dataclass

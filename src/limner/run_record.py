@@ -14,11 +14,13 @@ import math
 import os
 import platform
 import struct
+import time
 import tokenize
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -205,6 +207,14 @@ def stored(
         found = make()
         store.save(stage, key, found)
     return found
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note the seconds that a block took under the name of its stage."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

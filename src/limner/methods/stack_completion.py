@@ -39,11 +39,9 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,7 +83,7 @@ from limner.pixel_classifier import (
     network_log_probabilities,
     train_globally,
 )
-from limner.run_record import Store, content_key, hash_file, stored
+from limner.run_record import Store, content_key, stored, timed
 from limner.section_fusion import FusionOptions, SectionFusion
 from limner.stack_settings import Settings
 from limner.tiled_evidence import Tile, TiledEvidence
@@ -504,13 +502,10 @@ def fit(
     """
     model, calibration = Model(settings, fusion), dict[str, float]()
     options = ClassifierOptions(**{n: getattr(settings, n) for n in ClassifierOptions.__dataclass_fields__})
-    from_file = options.network == "fcn_vgg16" and options.vgg16_weights
-    weights = hash_file(Path(options.vgg16_weights)) if from_file else ""
-    shared = {**asdict(options), "trained_layers": "", "vgg16_weights": weights}
     stack = (stack_settings.ALGORITHM, fusion.images, fusion.positions, tissues, fusion.device)
-    unlabelled = content_key(*stack, weights, fusion.spacing, asdict(settings))
+    unlabelled = content_key(*stack, options.identity(), fusion.spacing, asdict(settings))
     labels, changed = labels_to_stand_on(fusion, store, unlabelled)
-    key, everything = content_key(*stack, shared, labels), content_key(unlabelled, labels)
+    key, everything = content_key(*stack, options.identity(), labels), content_key(unlabelled, labels)
     if changed:
         model.notes.append(kept_fit(changed))
     if settings.fusion == "blended" and not settings.rho and settings.method != "network":
@@ -643,23 +638,15 @@ def complete(
     if not annotations.unlabelled:
         return assemble(annotations, {}, {}, {}, (), {})
     seconds: dict[str, float] = {}
-    with _timed(seconds, "registration"):
+    with timed(seconds, "registration"):
         prepare(fusion, settings, jobs, store, report)
-    with _timed(seconds, "fit"):
+    with timed(seconds, "fit"):
         model, calibration, key = fit(settings, fusion, tissues, store, report)
-    with _timed(seconds, "sections"):
+    with timed(seconds, "sections"):
         asked = (key, keep_probabilities)
         sections = _completed(model, annotations.unlabelled, asked, jobs, store, report, finished)
     notes = (*model.notes, *notes_on_sections(fusion, annotations))
     return assemble(annotations, sections, seconds, calibration, notes, fusion.changes())
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note the seconds that a block took."""
-    began = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - began
 
 
 def _completed(
