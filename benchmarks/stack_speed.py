@@ -53,13 +53,13 @@ OF_A_STACK = {
     "registration": (fusion_stages, "_registered"),
     "label flow": (fusion_stages, "_flows"),
     "rho": (SectionFusion, "fit_rho"),
-    "global training": (stack_completion, "_trained"),
+    "global training": (stack_completion, "train_globally"),
     "scales on left-out sections": (stack_completion, "fit_scales"),
 }
 OF_A_SECTION = {
     "local training": (stack_completion, "train_locally"),
     "features": (PixelClassifier, "fixed"),
-    "fusion": (SectionFusion, "evidence"),
+    "fusion": (SectionFusion, "tiled_evidence"),
     "GEM": (stack_completion, "gem"),
 }
 OF_A_GAP = ("local training",)

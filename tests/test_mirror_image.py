@@ -76,4 +76,15 @@ def test_a_section_left_out_is_unknown_to_its_mirror_image():
     other = halves(alike=True)
     other.labels[16] = 0
     other.labels[16, 2:5, 2:5] = 3
-    torch.testing.assert_close(MirrorImage(other, image.matrix, image.asymmetry).says(16, 16)[0], image.says(16, 16)[0])
+    without = MirrorImage(other, image.matrix)  # the plane has seen all labelled sections
+    torch.testing.assert_close(without.says(16, 16)[0], image.says(16, 16)[0])
+    assert (without.says(12, None)[0] - image.says(12, None)[0]).abs().max() > 0.1  # elsewhere its labels count
+
+
+def test_every_labelled_section_on_the_way_is_read():
+    fusion = halves(alike=True)
+    fusion.labelled = (0, 5, 11, 16, 21, 27, 32, 40)
+    image = MirrorImage.of(fusion)
+    column, _ = image.column(image.mirrored_points(16))
+    read = set(column.positions.tolist())
+    assert all(min(abs(r - fusion.positions[a]) for r in read) < 1e-5 for a in (11, 16, 21))

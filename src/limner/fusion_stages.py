@@ -5,6 +5,7 @@ All but the first is kept in a store.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +29,8 @@ from limner.volume import Volume
 
 Progress = Callable[[str, int, int], None]
 FITTED_LABELS = "fitted-labels"  # the stage; without it the next run fits anew
+FITTED = ("rho", "network-1", "calibration", "network-2")
+AS_TEXT = ("hashes", "stages", "keys")  # of what is kept of them
 MAY_CHANGE = 0.25  # of the labelled sections that a fit stands on
 
 
@@ -69,6 +72,9 @@ def prepare(fusion: SectionFusion, settings: Settings, jobs: int, store: Store |
     report : callable
         Called with the name of a stage, how much of it is done, and how much there is.
     """
+    # torch's optimisers load this when the first of them is made; in two threads at once that fails now and then, for
+    # Python's parser, which it calls, is not made for that ("AST constructor recursion depth mismatch", 3.11)
+    importlib.import_module("torch._dynamo")
     fusion.inspection = _inspected(fusion, settings, store, report)
     fusion.warps = _registered(fusion, settings, store, report)
     fusion.flows = _flows(fusion, settings, jobs, store, report)
@@ -142,8 +148,9 @@ def labels_to_stand_on(fusion: SectionFusion, store: Store | None, key: str) -> 
     """Which labels network and scales are to be fitted to: as they are, or as they were when they were fitted before.
 
     Who corrects a section waits for the sections that it speaks for, not for the network to be trained again. An
-    earlier fit is kept while at most `MAY_CHANGE` of its labelled sections were changed, added or taken away, and the
-    same structures are labelled.
+    earlier fit is kept while at most `MAY_CHANGE` of its labelled sections were changed, added or taken away, the
+    same structures are labelled, and the store still has it whole. Else it is forgotten before another is begun, which
+    takes the place of its stages one by one.
 
     Parameters
     ----------
@@ -166,17 +173,30 @@ def labels_to_stand_on(fusion: SectionFusion, store: Store | None, key: str) -> 
     if earlier is not None and earlier["structures"].tolist() == structures:
         before = dict(zip(earlier["sections"].tolist(), earlier["hashes"].tolist(), strict=True))
         changed = sorted(z for z in {*now, *before} if now.get(z) != before.get(z))
-        if len(changed) <= MAY_CHANGE * len(before):
+        held = zip(earlier["stages"].tolist(), earlier["keys"].tolist(), strict=True)
+        if len(changed) <= MAY_CHANGE * len(before) and store is not None and all(store.holds(*each) for each in held):
             return content_key(sorted(before.items())), changed
+    if store is not None:
+        store.remove(FITTED_LABELS)
     return content_key(sorted(now.items())), []
 
 
-def remember_labels(fusion: SectionFusion, store: Store | None, key: str) -> None:
-    """Keep for `labels_to_stand_on`, under its key, that everything is fitted to the labels as they are."""
+def remember_labels(fusion: SectionFusion, store: Store | None, key: str, fitted: Sequence[str]) -> None:
+    """Keep for `labels_to_stand_on`, under its key, that everything is fitted to the labels as they are.
+
+    Parameters
+    ----------
+    fusion, store, key
+        As there.
+    fitted : sequence of str
+        Keys under which the stages of the fit are stored.
+    """
     if store is not None:
         now, structures = _labels_now(fusion)
+        stages = [(stage, k) for stage in FITTED for k in fitted if store.holds(stage, k)]
         kept = {"sections": [*now], "hashes": [*now.values()], "structures": structures}
-        store.save(FITTED_LABELS, key, {name: np.asarray(value) for name, value in kept.items()})
+        kept |= {"stages": [stage for stage, _ in stages], "keys": [k for _, k in stages]}
+        store.save(FITTED_LABELS, key, {n: np.asarray(v, str if n in AS_TEXT else int) for n, v in kept.items()})
 
 
 def notes_on_sections(fusion: SectionFusion, annotations: SectionLabels) -> list[str]:
@@ -192,8 +212,8 @@ def kept_fit(changed: Sequence[int]) -> str:
     """What the user should know where labels were changed after network and scales had been fitted."""
     sections = ", ".join(map(str, changed))
     return (
-        f"Labels of sections {sections} were changed or added after network and scales had been fitted; these were "
-        "kept, and only sections that those speak for were done again. --refit fits them to all labels."
+        f"Labels of sections {sections} were changed, added or taken away after network and scales had been fitted; "
+        "these were kept, and only sections that those speak for were done again. --refit fits them to all labels."
     )
 
 

@@ -8,7 +8,7 @@ stack lies in its mirror image, and keeps it where left-out labelled sections co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -22,7 +22,7 @@ from limner.registration.mirror import Column, carried, fit_reflection, section_
 from limner.registration.warp import Spacing2D, warp
 from limner.section_fusion import MANY, SectionFusion
 
-MOST_READ = 5  # of so many consecutive sections each is read for a mirror image; of more, every second
+MOST_READ = 5  # of so many consecutive sections each is read for a mirror image; of more, every second and the labelled
 ASYMMETRY_FLOW = Options(stiffness=1.0)
 MIRROR_PIXELS = 136  # longer side of the sections on which mirror images are made
 PLANE_PIXELS, PLANE_SECTIONS = 68, 12  # longer side of images, and about how many, on which the plane is sought
@@ -70,18 +70,16 @@ class MirrorImage:
         The stack; what it has beside is not asked.
     matrix : Tensor
         Shape (3, 4): from a point to the one that mirrors it, mm; see `limner.registration.mirror`.
-    asymmetry : mapping of int to Tensor
-        For labelled sections what the matrix leaves: velocity (1, 2, y, x), mm, as of `label_velocity`.
     """
 
     fusion: SectionFusion
     matrix: Tensor
-    asymmetry: Mapping[int, Tensor]
 
     def __post_init__(self) -> None:
         self.structures = _all_structures(self.fusion)
         self.small = _reduced(self.fusion)
         self.distances = lru_cache(maxsize=64)(self._distances)
+        self.asymmetry = lru_cache(maxsize=None)(self._asymmetry)  # of two sections for each that is left out: small
         self.says = lru_cache(maxsize=8)(self._says)
 
     @classmethod
@@ -94,14 +92,7 @@ class MirrorImage:
         known = [z for z in fusion.labelled if fusion.labels[z].any()]
         if fusion.options.fusion != "blended" or len(_all_structures(fusion)) > MANY or len(known) < FEWEST_MIRRORED:
             return None
-        image = cls(fusion, _plane(fusion, known), {})
-        asymmetry = {}
-        for z in known:
-            there = image.mirrored_points(z)
-            maps = image.distances(z, None), image.column(there)[0].at(there)
-            asymmetry[z] = label_velocity(*maps, image.spacing, fusion.options.clip_mm, ASYMMETRY_FLOW)
-        image.asymmetry = asymmetry
-        return image
+        return cls(fusion, _plane(fusion, known))
 
     @property
     def spacing(self) -> Spacing2D:
@@ -127,6 +118,12 @@ class MirrorImage:
             found[[self.structures.index(there[i]) for i in near.tolist()], rows, columns] = mean
         return found
 
+    def _asymmetry(self, z: int, left_out: int | None) -> Tensor:
+        """What the matrix leaves of a labelled section: velocity (1, 2, y, x), mm, as of `label_velocity`."""
+        there = self.mirrored_points(z)
+        maps = self.distances(z, None), self.column(there, left_out)[0].at(there)
+        return label_velocity(*maps, self.spacing, self.fusion.options.clip_mm, ASYMMETRY_FLOW)
+
     def column(self, points: Tensor, left_out: int | None = None) -> tuple[Column, Column]:
         """Distances, and how far borders may have wandered (mm), on the sections around points."""
         fusion = self.fusion
@@ -134,8 +131,8 @@ class MirrorImage:
         first = min(max(int(np.searchsorted(fusion.positions, float(points[0].min()))) - 1, 0), last)
         end = min(max(int(np.searchsorted(fusion.positions, float(points[0].max()))), first) + 1, last) + 1
         step = 1 if end - first <= MOST_READ else 2  # what is blended changes little from one to the next
-        chosen = range(first - first % step, end, step)
-        at = torch.tensor(fusion.positions[list(chosen)], dtype=torch.float32, device=fusion.device)
+        chosen = sorted({*range(first - first % step, end, step), *(a for a in fusion.labelled if first <= a < end)})
+        at = torch.tensor(fusion.positions[chosen], dtype=torch.float32, device=fusion.device)
         distances, variance = [], []
         for z in chosen:
             speaks = {z, *(a for a, _ in fusion.atlases(z))}
@@ -147,10 +144,11 @@ class MirrorImage:
     def _says(self, z: int, left_out: int | None) -> tuple[Tensor, Tensor]:
         """What the mirror image says of a section: distances (L, y, x), mm, and variance of borders (1, y, x), mm."""
         shape, fusion, points = self.small.shape, self.fusion, self.mirrored_points(z)
-        near = [a for a in fusion.neighbours(z, left_out) if a in self.asymmetry]
+        near = [a for a in fusion.neighbours(z, left_out) if fusion.labels[a].any()]
         if near:
             at = float(np.interp(fusion.positions[z], fusion.positions[near], np.arange(len(near))))
-            velocity = (1 - at) * self.asymmetry[near[0]] + at * self.asymmetry[near[-1]]
+            before, after = (self.asymmetry(a, left_out) for a in (near[0], near[-1]))
+            velocity = (1 - at) * before + at * after
             points = warp(points[None], follow(velocity, 1.0, shape, self.spacing), self.spacing)[0]
         distances, variance = self.column(points, left_out)
         found = variance.at(points) + ASYMMETRY

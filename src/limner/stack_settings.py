@@ -38,7 +38,8 @@ class Settings:
     not with 'direct' registration, whose fields do not add up along the way."""
     mirror: bool = False
     """For specimens with two like halves, left and right: 'blended' fusion also asks the mirror image of the stack,
-    where left-out labelled sections come out clearly better with it. Not where rho is given."""
+    where left-out labelled sections come out clearly better with it. Not where rho is given. Everything is fitted
+    anew when labels change."""
     rho: float = 0.0
     """LogOdds per mm of signed distance (paper: 21). 0: for 'blended' fitted on left-out sections, else 21."""
     sigma: float = 20.0

@@ -9,7 +9,7 @@ import pytest
 from limner.space import Space
 from limner.volume import LabelMap, Volume
 from stack_completion import Case
-from stack_speed import Clock, accuracy, few_sections, over_stops, seconds_a_section
+from stack_speed import OF_A_SECTION, OF_A_STACK, Clock, accuracy, few_sections, over_stops, seconds_a_section
 
 
 class Hand:
@@ -90,3 +90,8 @@ def test_accuracy_is_that_of_the_pixels_near_structures() -> None:
     outside = [max(0, 10 - i, i - 19) for i in range(40)]  # pixels from the structure along either axis
     counted = sum(y**2 + x**2 <= 5**2 for y in outside for x in outside)  # of .04 mm
     assert accuracy(case, 0, near) == pytest.approx(1 - 1 / counted)
+
+
+def test_every_stage_that_is_timed_is_there() -> None:
+    for owner, name in {**OF_A_STACK, **OF_A_SECTION}.values():
+        assert callable(getattr(owner, name))

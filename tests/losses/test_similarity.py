@@ -101,8 +101,9 @@ def test_global_correlation_with_a_constant_image_is_zero():
 @pytest.mark.parametrize("window", [3, 9, 13])
 def test_box_mean_is_pooling_with_boxes_cut_at_the_border(window):
     image = random_pair(channels=3, shape=(12, 40))[0]
-    pooled = torch.nn.functional.avg_pool2d(image, window, 1, window // 2, count_include_pad=False)
-    torch.testing.assert_close(box_mean(image, window), pooled)
+    for each in (image, image.double()):
+        pooled = torch.nn.functional.avg_pool2d(each, window, 1, window // 2, count_include_pad=False)
+        torch.testing.assert_close(box_mean(each, window), pooled)
 
 
 def test_loss_with_less_noise_sees_fainter_contrast():

@@ -561,6 +561,41 @@ def test_who_corrects_one_section_waits_for_those_it_speaks_for(phantom, method,
     np.testing.assert_array_equal(again.labels.labels, anew.labels.labels)
 
 
+def test_a_fit_that_was_partly_replaced_is_not_stood_on(phantom, tmp_path, monkeypatch):
+    """Stopped while it was fitted to other labels, the stages of two fits lie side by side."""
+    images, labels = phantom
+    settings, store = replace(QUICK, method="gem"), Store(tmp_path)
+    other, slightly = corrected(corrected(labels, 12), 9), corrected(labels, 6)
+    fresh = completed((images, slightly), settings, EVERY_THIRD)
+    completed(phantom, settings, EVERY_THIRD, store=store)
+    train, trained = stack_completion.train_globally, []
+
+    def stopped(*given):
+        if trained:
+            raise KeyboardInterrupt
+        trained.append(1)
+        return train(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stack_completion, "train_globally", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            completed((images, other), settings, EVERY_THIRD, store=store)
+    again = completed((images, slightly), settings, EVERY_THIRD, store=store)
+    assert not again.notes
+    assert again.calibration == fresh.calibration
+    np.testing.assert_array_equal(again.uncertainty, fresh.uncertainty)
+
+
+@pytest.mark.parametrize("stage", ["rho", "network-1", "calibration", "network-2"])
+def test_a_fit_of_which_a_stage_is_lost_is_not_stood_on(phantom, tmp_path, stage):
+    images, labels = phantom
+    settings, store = replace(QUICK, method="gem"), Store(tmp_path)
+    completed(phantom, settings, EVERY_THIRD, store=store)
+    assert stage in store.stages()
+    (tmp_path / f"{stage}.npz").write_bytes(b"")
+    assert not completed((images, corrected(labels, 12)), settings, EVERY_THIRD, store=store).notes
+
+
 @pytest.mark.parametrize("change", ["two of five sections", "a new structure", "a structure less"])
 def test_the_fit_is_made_anew_where_labels_are_others(phantom, change, tmp_path):
     images, labels = phantom

@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=64)
-def _box(n: int, window: int, device: torch.device) -> Tensor:
+def _box(n: int, window: int, like: tuple[torch.device, torch.dtype]) -> Tensor:
     """Matrix (n, n) that takes means in a window along an axis of `n` pixels; the window is cut at its ends."""
     with torch.inference_mode(mode=False):
-        places = torch.arange(n, device=device)
-        near = (places[:, None] - places).abs() <= window // 2
+        places = torch.arange(n, device=like[0])
+        near = ((places[:, None] - places).abs() <= window // 2).to(like[1])
         return near / near.sum(dim=1, keepdim=True)
 
 
@@ -23,8 +23,8 @@ def box_mean(image: Tensor, window: int) -> Tensor:
     As a product with a matrix on either side: at the some hundred pixels that registration works at this is several
     times faster than pooling, forwards and backwards.
     """
-    height, width = image.shape[2:]
-    return _box(height, window, image.device) @ image @ _box(width, window, image.device).T
+    (height, width), like = image.shape[2:], (image.device, image.dtype)
+    return _box(height, window, like) @ image @ _box(width, window, like).T
 
 
 def local_correlation(fixed: Tensor, moved: Tensor, window: int = 9, noise_variance: float = 1e-3) -> Tensor:

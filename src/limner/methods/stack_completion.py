@@ -504,7 +504,8 @@ def fit(
     options = ClassifierOptions(**{n: getattr(settings, n) for n in ClassifierOptions.__dataclass_fields__})
     stack = (stack_settings.ALGORITHM, fusion.images, fusion.positions, tissues, fusion.device)
     unlabelled = content_key(*stack, options.identity(), fusion.spacing, asdict(settings))
-    labels, changed = labels_to_stand_on(fusion, store, unlabelled)
+    kept = None if settings.mirror else store  # what the mirror image says of a section follows from all labels
+    labels, changed = labels_to_stand_on(fusion, kept, unlabelled)
     key, everything = content_key(*stack, options.identity(), labels), content_key(unlabelled, labels)
     if changed:
         model.notes.append(kept_fit(changed))
@@ -521,7 +522,7 @@ def fit(
     if settings.method == "fusion":
         calibration |= fit_scales(model, held_out, store, everything)
         if not changed:
-            remember_labels(fusion, store, unlabelled)
+            remember_labels(fusion, kept, unlabelled, (key, everything))
         # a section then depends on its own atlases and, through the scales, a little on the left-out sections
         return model, calibration, content_key(stack_settings.ALGORITHM, fusion.spacing, asdict(settings), calibration)
     model.classifier = make_classifier(
@@ -535,7 +536,7 @@ def fit(
         if name == "network-1":
             calibration |= fit_scales(model, held_out, store, everything)
     if not changed:
-        remember_labels(fusion, store, unlabelled)
+        remember_labels(fusion, kept, unlabelled, (key, everything))
     return model, calibration, content_key(everything, calibration)
 
 

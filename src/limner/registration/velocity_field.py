@@ -191,16 +191,16 @@ def exponential(velocity: Tensor, spacing: Spacing2D, squarings: int = 6) -> Ten
 
 def smooth(field: Tensor, window: int = 5) -> Tensor:
     """Two box filters (about a Gaussian of ``sqrt((window**2 - 1) / 6)`` pixels), zero beyond the border."""
-    height, width = field.shape[2:]
-    return _twice_box(height, window, field.device) @ field @ _twice_box(width, window, field.device).T
+    (height, width), like = field.shape[2:], (field.device, field.dtype)
+    return _twice_box(height, window, like) @ field @ _twice_box(width, window, like).T
 
 
 @lru_cache(maxsize=64)
-def _twice_box(n: int, window: int, device: torch.device) -> Tensor:
+def _twice_box(n: int, window: int, like: tuple[torch.device, torch.dtype]) -> Tensor:
     """Matrix (n, n) of two box filters along an axis of `n` pixels with zeros beyond; see `similarity.box_mean`."""
     with torch.inference_mode(mode=False):
-        places = torch.arange(n, device=device)
-        box = ((places[:, None] - places).abs() <= window // 2) / window
+        places = torch.arange(n, device=like[0])
+        box = ((places[:, None] - places).abs() <= window // 2).to(like[1]) / window
         return box @ box
 
 
