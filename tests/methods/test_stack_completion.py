@@ -253,6 +253,13 @@ def test_a_mirror_image_that_is_not_asked_is_noted_and_changes_nothing(phantom):
     np.testing.assert_array_equal(found.labels.labels, without.labels.labels)
 
 
+@pytest.mark.parametrize("changes", [{"method": "network"}, {"fusion": "printed"}, {"rho": 21.0}])
+def test_where_a_mirror_image_has_no_part_that_is_noted(phantom, changes):
+    settings = replace(QUICK, **{"method": "fusion", "mirror": True, **changes})
+    notes = [n for n in completed(phantom, settings).notes if "mirror" in n]
+    assert notes == ["The mirror image was not asked: it speaks in 'blended' fusion alone, and with rho fitted."]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_complete(phantom, method):
     labels = phantom[1]
