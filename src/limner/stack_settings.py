@@ -81,7 +81,7 @@ class Settings:
     """Seed of every random draw."""
 
     def check(self) -> None:
-        """Raise ValueError for a number out of range or a name that is none of the choices."""
+        """Raise ValueError for a number out of range, a name that is none of the choices, or what has no part."""
         for name, lowest in LOWEST.items():
             value = getattr(self, name)
             if not lowest <= value <= HIGHEST:  # NaN is not
@@ -90,3 +90,8 @@ class Settings:
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 choices = ", ".join(get_args(hint))
                 raise ValueError(f"Settings(): {name} is {getattr(self, name)!r}; give one of {choices}")
+        if self.mirror and (self.fusion != "blended" or self.rho or self.method == "network"):
+            found = f"method {self.method}, {self.fusion} fusion and rho {self.rho:g}"
+            raise ValueError(
+                f"Settings(): mirror speaks in blended fusion with rho fitted, not in {found}; drop mirror"
+            )

@@ -253,13 +253,6 @@ def test_a_mirror_image_that_is_not_asked_is_noted_and_changes_nothing(phantom):
     np.testing.assert_array_equal(found.labels.labels, without.labels.labels)
 
 
-@pytest.mark.parametrize("changes", [{"method": "network"}, {"fusion": "printed"}, {"rho": 21.0}])
-def test_where_a_mirror_image_has_no_part_that_is_noted(phantom, changes):
-    settings = replace(QUICK, **{"method": "fusion", "mirror": True, **changes})
-    notes = [n for n in completed(phantom, settings).notes if "mirror" in n]
-    assert notes == ["The mirror image was not asked: it speaks in 'blended' fusion alone, and with rho fitted."]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_complete(phantom, method):
     labels = phantom[1]
@@ -841,3 +834,12 @@ def test_random_numbers_of_the_caller_go_on_as_if_nothing_had_been_drawn(phantom
     torch.manual_seed(5)
     completed(phantom, QUICK)
     torch.testing.assert_close(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("changes", [{"method": "network"}, {"fusion": "printed"}, {"rho": 21.0}])
+def test_a_mirror_image_that_would_have_no_part_is_refused(changes):
+    replace(Settings(), mirror=True).check()
+    with pytest.raises(
+        ValueError, match=r"^Settings\(\): mirror speaks in blended fusion with rho fitted, not in [^\n]*$"
+    ):
+        replace(Settings(), mirror=True, **changes).check()

@@ -517,9 +517,8 @@ def fit(
         else:
             found = stored(store, "rho", everything, lambda: {"rho_scale": np.asarray(fusion.fit_rho())})
             fusion.rho_scale = calibration["rho_scale"] = float(found["rho_scale"])
-    elif settings.mirror:
-        model.notes.append("The mirror image was not asked: it speaks in 'blended' fusion alone, and with rho fitted.")
-    held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any() and z not in fusion.misleading]
+    misled = fusion.misleading
+    held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any() and z not in misled]
     if settings.method == "fusion":
         calibration |= fit_scales(model, held_out, store, everything)
         if not changed:
@@ -530,9 +529,7 @@ def fit(
         fusion.images, fusion.labels, fusion.labelled, fusion.positions, options, tissues, fusion.device
     )
     for name, left_out, part in (("network-1", held_out, (0.0, 0.7)), ("network-2", (), (0.7, 1.0))):
-        known = [z for z in fusion.labelled if z not in left_out and z not in fusion.misleading] or list(
-            fusion.labelled
-        )
+        known = [z for z in fusion.labelled if z not in left_out and z not in misled] or list(fusion.labelled)
         steps = partial(report, "training")
         make = partial(train_globally, model.classifier, known, part, tissues, steps)
         model.load(stored(store, name, key, make))
