@@ -393,7 +393,7 @@ class Scorer:
         """A row's scores on some of the sections, with the counts they are made from."""
         sections = self.case.sections(where)
         found = self.stored(row, sections)
-        if found is None:
+        if found is None or not sections:  # with every second section labelled there is none of every fourth
             return None
         window = PIECE if where == "piece" else (slice(None), slice(None))
         truth = self.case.truth.labels
@@ -505,6 +505,7 @@ def figure(cases: dict[str, Result], spacing_mm: float, path: Path) -> None:
     left.set(xlabel="mean distance to both labels, mm", ylabel="median accuracy", xscale="log")
     left.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     left.set_xticks([], minor=True)
+    left.tick_params(axis="x", rotation=60)
     right.set(xlabel=f"distance to the nearest, mm (every {widest}th labelled)", ylabel="mean accuracy")
     drawing.legend(loc="outside right center", fontsize=7, frameon=False)
     drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
