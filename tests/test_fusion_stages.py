@@ -17,4 +17,5 @@ assert "torch._dynamo" not in sys.modules
 prepare(fusion, Settings(registration="none"), 2, None, lambda *_: None)
 assert "torch._dynamo" in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
