@@ -7,8 +7,9 @@ Coarse labels, every n-th section labelled from 0 to the last that fits below 25
 their structures. The labels are registration-derived and smooth along z: they compare methods, favour interpolation,
 and prove nothing about anatomy. Peers live in .venv-peers (make bench-peers; stack_peers.py holds them). Each row is
 made in a process of its own, on one thread, and every section is stored in bench-out/ as soon as it is made: a run that
-was stopped goes on. Tables, docs/stack_completion.svg and benchmarks/results/stack_completion.json are made from all
-that is stored; --show does no more than that.
+was stopped goes on. Tables are made from all that is stored, and so are docs/stack_completion.svg and
+benchmarks/results/stack_completion.json, which keep spacings of which nothing is stored as they were; --show does no
+more than that.
 
 - ANTs joint label fusion is made for every fourth section (the odd multiples of 2), Biomedisa on a piece of the first
   two gaps after section 100; other rows are also scored there, for comparison.
@@ -45,7 +46,7 @@ from limner.methods.stack_completion import complete
 from limner.metrics.pixels import confusion, evaluation_mask
 from limner.run_record import Store, machine, package_versions, write_atomically
 from limner.space import Space
-from limner.stack_settings import Settings
+from limner.stack_settings import ALGORITHM, Settings
 from limner.volume import LabelMap, Volume
 from stack_methods import LAST_LABELLED, WITHIN_MM, interpolated
 from stack_peers import PIECE, STACK_PEERS, UNET_CPU_SECONDS, peak_mb, write
@@ -549,11 +550,12 @@ def main() -> None:
             for case in cases:
                 make(case, row, given.store / case.name, given.peers)
     every_case = [Case(images, truth, every, given.displaced) for every in sorted({*EVERYS, *given.every})]
+    spacing = truth.space.spacing[0]
     stored = [case for case in every_case if (given.store / case.name).is_dir()]
-    report(stored, given.store, given.peers, out, given.figure or Path(f"docs/{name}.svg"))
+    report(stored, given.store, given.peers, out, given.figure or Path(f"docs/{name}.svg"), spacing)
 
 
-def report(cases: list[Case], store: Path, python: Path, out: Path, drawn: Path) -> None:
+def report(cases: list[Case], store: Path, python: Path, out: Path, drawn: Path, spacing_mm: float) -> None:
     """Score what is stored; print the tables, write the numbers and the figure."""
     tables = {case.name: scored(case, store / case.name) for case in cases}
     for name, of_case in tables.items():
@@ -563,12 +565,17 @@ def report(cases: list[Case], store: Path, python: Path, out: Path, drawn: Path)
     settings = {"within_mm": WITHIN_MM, "resampled": RESAMPLED, "unet_cpu_seconds": UNET_CPU_SECONDS, "threads": 1}
     seeds = {"displaced": DISPLACED_SEED, "resampling": 0, "peers": 1, "limner": Settings().seed}
     versions = package_versions() | {f"peers: {n}": v for n, v in peer_versions(python).items()}
-    result = {"cases": tables, "settings": settings, "seeds": seeds, "versions": versions, "machine": machine()}
+    made_by = {"versions": versions, "machine": machine(), "algorithm": ALGORITHM}
+    # a case of which nothing is stored here stays as an earlier call left it
+    earlier = json.loads(out.read_text()) if out.exists() else {"cases": {}, "made_by": {}}
+    tables = earlier["cases"] | tables
+    of_cases = {name: earlier["made_by"][name] for name in earlier["cases"]} | {c.name: made_by for c in cases}
+    result = {"cases": tables, "made_by": of_cases, "settings": settings, "seeds": seeds}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda handle: handle.write((json.dumps(result, indent=1) + "\n").encode()))
     shown = {name: of_case for name, of_case in tables.items() if of_case["everywhere"]}
     if shown:
-        figure(shown, cases[0].truth.space.spacing[0], drawn)
+        figure(shown, spacing_mm, drawn)
 
 
 if __name__ == "__main__":

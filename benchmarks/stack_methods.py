@@ -96,7 +96,9 @@ def main() -> None:
         return
     changed = dict(item.split("=") for item in arguments.settings)
     kinds = {name: type(value) for name, value in vars(Settings()).items()}
-    settings = {name: kinds[name](value) for name, value in changed.items()}
+    settings = {
+        name: bool(int(value)) if kinds[name] is bool else kinds[name](value) for name, value in changed.items()
+    }
     images = read(data / "stpt_native_50x40x40um.nii.gz")
     truth = read_label_volume(data / "coarse_native_50x40x40um.nii.gz", like=images)
     labelled = tuple(range(0, LAST_LABELLED + 1, arguments.every))

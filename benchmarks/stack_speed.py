@@ -35,6 +35,7 @@ import torch
 
 from limner import fusion_stages
 from limner.calibration import held_out_sections
+from limner.fusion_scale import fitted_rho
 from limner.methods import stack_completion
 from limner.methods.stack_completion import Model, complete, fit, fit_weight
 from limner.metrics.pixels import evaluation_mask
@@ -52,7 +53,7 @@ OF_A_STACK = {
     "faults": (fusion_stages, "_inspected"),
     "registration": (fusion_stages, "_registered"),
     "label flow": (fusion_stages, "_flows"),
-    "rho": (SectionFusion, "fit_rho"),
+    "rho": (stack_completion, "fitted_rho"),
     "global training": (stack_completion, "train_globally"),
     "scales on left-out sections": (stack_completion, "fit_scales"),
 }
@@ -228,7 +229,7 @@ def trained_without(
 def left_out(case: Case, settings: Settings, seeds: Sequence[int], store: Store | None) -> Result:
     """Global training with and without its first half on smaller sections, on labelled sections left out of all."""
     fusion = made_fusion(case, settings, store)
-    fusion.fit_rho()
+    fusion.rho_scale, _ = fitted_rho(fusion)
     held_out, rows = held_out_sections(fusion.labelled), []
     for halved, seed in ((h, s) for s in seeds for h in (HALVED, 0.0)):
         chosen = replace(settings, halved=halved, seed=seed)

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from limner.annotations import SectionLabels
+from limner.fusion_stages import changes
 from limner.io import read, read_label_volume
 from limner.metrics.pixels import score_stack
 from limner.registration.section_warps import SectionWarps, register_sections
@@ -63,13 +64,12 @@ class Fused:
         warps = stored(
             store,
             "benchmark-registration",
-            content_key(self.fusion.images, self.fusion.spacing, settings.start, settings.stiffness, pairs),
+            content_key(self.fusion.images, self.fusion.spacing, settings.start, Options().stiffness, pairs),
             lambda: register_sections(
                 self.fusion.images,
                 pairs,
                 self.fusion.spacing,
                 start=settings.start,
-                options=Options(stiffness=settings.stiffness),
             ).to_arrays(),
         )
         self.fusion.warps = SectionWarps.from_arrays(warps)
@@ -126,7 +126,7 @@ def suggested(fused: Fused, labelled: Sequence[int], n: int, at_once: int) -> li
     while len(known) < n:
         fusion = replace(fused.fusion, labelled=tuple(known))
         in_gaps = np.ones(LAST + 1)  # their sum is a factor of every section's share
-        wrong = weighed_by_change(in_gaps / 1e3, positions, fusion.changes())
+        wrong = weighed_by_change(in_gaps / 1e3, positions, changes(fusion))
         chosen = suggest_sections(wrong, positions, known, min(at_once, n - len(known)))
         known = sorted([*known, *(suggestion.section for suggestion in chosen)])
     return known

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from limner.parallel import side_by_side
+from limner.parallel import jobs_on, side_by_side
 
 
 def quiet(done, total):
@@ -91,3 +91,14 @@ print(keep_freed_memory(), faults(), faults(), faults())
     if kept == "False":
         pytest.skip("this C library cannot keep it")
     assert int(counts[2]) < 100
+
+
+def test_no_more_jobs_than_cores_that_the_process_may_use(monkeypatch):
+    """A cluster gives a job some cores of a node."""
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 4, 70}, raising=False)
+    assert jobs_on("cpu", 0) == 3
+    assert jobs_on("cpu", 8) == 8
+    assert jobs_on("cuda", 0) == 1
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert jobs_on("cpu", 0) == 128

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +19,15 @@ from torch import Tensor
 from limner import stack_settings
 from limner.annotations import SectionLabels
 from limner.completion import beyond_labels
+from limner.fusion_scale import fitted_rho
+from limner.mirror_image import ask_mirror_image
 from limner.parallel import jobs_on, side_by_side
 from limner.registration.section_warps import SectionWarps, links, register_sections
 from limner.registration.stack_alignment import Inspection, consequence, find_faults
 from limner.registration.velocity_field import Options
+from limner.registration.warp import warp
 from limner.run_record import Store, content_key, stored
-from limner.section_fusion import SectionFusion
+from limner.section_fusion import FusionOptions, SectionFusion
 from limner.stack_settings import Settings
 from limner.volume import Volume
 
@@ -54,6 +58,14 @@ def check(images: Volume, annotations: SectionLabels) -> None:
         raise ValueError("complete(): the labelled sections hold background only; label a structure on one of them")
     if not np.isfinite(images.pixels).all():
         raise ValueError("complete(): images hold NaN or infinity; replace them")
+
+
+def new_fusion(images: Volume, annotations: SectionLabels, settings: Settings, device: str) -> SectionFusion:
+    """The fusion of a stack that is not registered yet, as settings have it."""
+    options = FusionOptions(**{n: getattr(settings, n) for n in FusionOptions.__dataclass_fields__})
+    if settings.method == "network" or settings.registration == "direct":
+        options = replace(options, label_flow=False)  # nothing is fused; it goes along the chain between labels
+    return SectionFusion.of_stack(images, annotations, options, device)
 
 
 def prepare(fusion: SectionFusion, settings: Settings, jobs: int, store: Store | None, report: Progress) -> None:
@@ -100,15 +112,16 @@ def _registered(
     n = len(fusion.images)
     faults = fusion.inspection
     pairs, anchors = links(n, faults.blank if faults else (), faults.torn if faults else ())
+    options = Options(stiffness=settings.stiffness or Options().stiffness)
     if settings.registration == "direct":
+        options = replace(Options.direct(), stiffness=settings.stiffness or Options.direct().stiffness)
         pairs = sorted({(max(z, a), min(z, a)) for z in range(n) for a in fusion.labelled_near(z)})
         anchors = {}
     orientations = dict(enumerate(faults.orientations.tolist())) if faults else {}
-    setting = (settings.start, settings.stiffness, pairs, sorted(anchors.items()), sorted(orientations.items()))
+    setting = (settings.start, asdict(options), pairs, sorted(anchors.items()), sorted(orientations.items()))
     key = content_key(stack_settings.ALGORITHM, fusion.images, fusion.spacing, *setting)
 
     def registered() -> dict[str, NDArray[Any]]:
-        options = Options(stiffness=settings.stiffness)
         return register_sections(
             fusion.images,
             pairs,
@@ -142,6 +155,51 @@ def _flows(
         return torch.from_numpy(arrays["velocity"]).to(fusion.device)
 
     return side_by_side(fusion.flow_pairs(), one, jobs_on(fusion.device, jobs), partial(report, "label flow"))
+
+
+def fit_borders(fusion: SectionFusion, settings: Settings, store: Store | None, key: str) -> dict[str, float]:
+    """Set how sure fusion is of its borders, and with `Settings.mirror` whether the mirror image is asked.
+
+    Parameters
+    ----------
+    fusion : SectionFusion
+        Registered; its `rho_scale` and `beside` are set.
+    settings : Settings
+        `mirror` is read.
+    store : Store, optional
+        Where the scale is kept; with a mirror image it is fitted anew.
+    key : str
+        Of all that it depends on.
+
+    Returns
+    -------
+    dict
+        ``rho_scale``; with `Settings.mirror` also ``mirror``, as of `limner.mirror_image.ask_mirror_image`.
+    """
+    if settings.mirror:
+        return ask_mirror_image(fusion)
+    found = stored(store, "rho", key, lambda: {"rho_scale": np.asarray(fitted_rho(fusion)[0])})
+    fusion.rho_scale = float(found["rho_scale"])
+    return {"rho_scale": fusion.rho_scale}
+
+
+def changes(fusion: SectionFusion) -> dict[tuple[int, int], float]:
+    """How much anatomy changes, beyond what registration follows, between two labelled sections with others between.
+
+    The share, in [0, 1], of what either of them holds that differs once the second is carried onto the first.
+    """
+    pairs = zip(fusion.labelled, fusion.labelled[1:], strict=False)
+    return {(a, b): change(fusion, a, b) for a, b in pairs if b - a > 1}
+
+
+def change(fusion: SectionFusion, before: int, after: int) -> float:
+    """`changes` of two labelled sections."""
+    moving = torch.from_numpy(fusion.labels[[after]].astype(np.float64))[None].to(fusion.device)  # exact to 2**53
+    displacement = fusion.displacement(before, after).double()
+    moved = warp(moving, displacement, fusion.spacing, mode="nearest", outside="zeros")[0, 0]
+    fixed = torch.from_numpy(fusion.labels[before].astype(np.float64)).to(fusion.device)
+    either = (moved > 0) | (fixed > 0)
+    return float((moved != fixed)[either].double().mean()) if either.any() else 0.0
 
 
 def labels_to_stand_on(fusion: SectionFusion, store: Store | None, key: str) -> tuple[str, list[int]]:
@@ -199,10 +257,11 @@ def remember_labels(fusion: SectionFusion, store: Store | None, key: str, fitted
         store.save(FITTED_LABELS, key, {n: np.asarray(v, str if n in AS_TEXT else int) for n, v in kept.items()})
 
 
-def notes_on_sections(fusion: SectionFusion, annotations: SectionLabels) -> list[str]:
+def notes_on_sections(fusion: SectionFusion, annotations: SectionLabels, settings: Settings) -> list[str]:
     """What the user should know of single sections: what is wrong with them, and where no label is near."""
     faults = fusion.inspection.faults() if fusion.inspection is not None else {}
-    notes = [f"Section {z} is {what}: {consequence(what)}." for z, what in faults.items()]
+    alone = "the network sees it as it is; look at its labels" if settings.method == "network" else ""
+    notes = [f"Section {z} is {what}: {alone or consequence(what)}." for z, what in faults.items()]
     for pair in fusion.warps.unmatched if fusion.warps is not None else ():
         notes.append(f"Sections {pair[1]} and {pair[0]} could not be registered: one is empty or constant.")
     return [*notes, *beyond_labels(annotations)]

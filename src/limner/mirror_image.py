@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from limner.fusion_scale import fitted_rho
 from limner.registration.label_flow import Options, follow, label_velocity
 from limner.registration.mirror import Column, carried, fit_reflection, section_points
 from limner.registration.warp import Spacing2D, warp
@@ -31,7 +32,7 @@ FEWEST_MIRRORED = 4  # labelled sections between others; of fewer it cannot be t
 
 
 def ask_mirror_image(fusion: SectionFusion) -> dict[str, float]:
-    """Set rho_scale as `SectionFusion.fit_rho` does, and the mirror image where it helps.
+    """Set rho_scale as `limner.fusion_scale.fitted_rho` finds it, and the mirror image where it helps.
 
     It is kept if with it the log loss of left-out labelled sections is lower by more than the standard error of the
     difference. The reflection itself, a few numbers for the whole stack, has seen all labelled sections.
@@ -44,14 +45,14 @@ def ask_mirror_image(fusion: SectionFusion) -> dict[str, float]:
     Returns
     -------
     dict
-        ``rho_scale`` as of `SectionFusion.fit_rho`, and ``mirror``, 1 where the mirror image is asked, else 0.
+        ``rho_scale``, and ``mirror``, 1 where the mirror image is asked, else 0.
     """
     fusion.beside = None
-    fusion.rho_scale, losses = fusion.fitted_rho()
+    fusion.rho_scale, losses = fitted_rho(fusion)
     image = MirrorImage.of(fusion) if len(losses) >= FEWEST_MIRRORED else None
     if image is not None:
         fusion.beside = image
-        scale, mirrored = fusion.fitted_rho()
+        scale, mirrored = fitted_rho(fusion)
         gain = np.subtract(losses, mirrored)
         if gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)):
             fusion.rho_scale = scale

@@ -77,9 +77,15 @@ def chosen_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use: of a cluster's node those that it was given."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def jobs_on(device: str, asked: int) -> int:
-    """How many pieces of work go side by side: as many as asked, for 0 as there are cores; one on a GPU."""
-    return 1 if device != "cpu" else asked or os.cpu_count() or 1
+    """How many pieces of work go side by side: as many as asked, for 0 as there are usable cores; one on a GPU."""
+    return 1 if device != "cpu" else asked or usable_cores()
 
 
 def keep_freed_memory() -> bool:

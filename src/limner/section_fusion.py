@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limner.annotations import SectionLabels
-from limner.calibration import best_scale, mean_log_loss
 from limner.intensity import to_8_bit
 from limner.label_fusion import (
     Interpolation,
     atlas_log_weights,
-    blend,
     fuse,
     interpolation_weights,
     local_shares,
@@ -37,7 +35,6 @@ PAPER_RHO = 21.0  # 1 / mm
 SMALLEST_SHARE = 1e-9
 MANY = 32  # with more structures than this a section is fused tile by tile
 TILE = 32  # pixels along y and x
-SAMPLED = 2**18  # pixels times structures of a section on which rho is fitted, about
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ class SectionFusion:
     warps : SectionWarps, optional
         Between sections; None: they lie alike already.
     rho_scale : float
-        rho is this over `spread`; see `fit_rho`. Unit: LogOdds per mm, times sqrt(mm).
+        rho is this over `spread`; see `limner.fusion_scale.fitted_rho`. Unit: LogOdds per mm, times sqrt(mm).
     flows : dict of (int, int) to Tensor
         Those of `flow` that were found before; others are found when they are asked for.
     inspection : Inspection, optional
@@ -206,7 +203,7 @@ class SectionFusion:
             looked_at = [(self.images[a], float(self.positions[a] - self.positions[z])) for a, _ in atlases]
         if self.beside is not None:
             looked_at += self.beside.inputs(z)
-        return [self.images[z], *atlases, *(self.labels[a] for a, _ in atlases), *warps, *looked_at]
+        return [self.images[z], self.spread(z), *atlases, *(self.labels[a] for a, _ in atlases), *warps, *looked_at]
 
     def structures(self, z: int, left_out: int | None = None) -> list[int]:
         """The L labels that occur on any atlas of `z`, increasing; background is one of them."""
@@ -311,28 +308,10 @@ class SectionFusion:
         if (before, after) not in self.flows:
             known = [self.distances(a) for a in (before, after)]
             structures = sorted({*known[0].structures, *known[1].structures})
-            # one after the other: hundreds of structures at every pixel, and few sums of them
-            maps = torch.cat([few(one.dense(structures)[None], Options().most) for one in known])
+            maps = torch.stack([few(one.dense, structures, Options().most) for one in known])
             moved = warp(maps[1:], self.displacement(before, after), self.spacing)[0]
             self.flows[before, after] = label_velocity(maps[0], moved, self.spacing, self.options.clip_mm)
         return self.flows[before, after]
-
-    def change(self, before: int, after: int) -> float:
-        """Share of what either of two labelled sections holds that differs once the second is carried onto the first.
-
-        In [0, 1]: how much anatomy changes between them beyond what registration follows.
-        """
-        moving = torch.from_numpy(self.labels[[after]].astype(np.float64))[None].to(self.device)  # exact to 2**53
-        displacement = self.displacement(before, after).double()
-        moved = warp(moving, displacement, self.spacing, mode="nearest", outside="zeros")[0, 0]
-        fixed = torch.from_numpy(self.labels[before].astype(np.float64)).to(self.device)
-        either = (moved > 0) | (fixed > 0)
-        return float((moved != fixed)[either].double().mean()) if either.any() else 0.0
-
-    def changes(self) -> dict[tuple[int, int], float]:
-        """`change` of every two labelled sections with others between them."""
-        pairs = zip(self.labelled, self.labelled[1:], strict=False)
-        return {(a, b): self.change(a, b) for a, b in pairs if b - a > 1}
 
     def flow_pairs(self) -> list[tuple[int, int]]:
         """Pairs whose `flow` is asked for: neighbours, and those around a labelled section that is left out."""
@@ -391,41 +370,7 @@ class SectionFusion:
         rho = self.options.rho or PAPER_RHO
         return fuse(distances, log_weights, covered, rho, printed=self.options.fusion == "printed")
 
-    def truth(self, z: int, structures: Sequence[int]) -> Tensor:
-        """The labels of a labelled section as indices into `structures`, (Y, X); -1 where the label is none of them."""
-        known, labels = np.asarray(structures), self.labels[z]
-        order = np.argsort(known)
-        index = order[np.searchsorted(known, labels, sorter=order).clip(max=len(known) - 1)]
-        return torch.from_numpy(np.where(known[index] == labels, index, -1)).to(self.device)
-
-    def sample(self, z: int, structures: Sequence[int], most: int = 4000) -> tuple[Tensor, Tensor]:
-        """Pixels of a labelled section within `clip_mm` of its structures, for fitting scales.
-
-        Parameters
-        ----------
-        z : int
-            The labelled section.
-        structures : sequence of int
-            Background among them; pixels of other labels are left out.
-        most : int
-            Under twice as many pixels are taken, evenly.
-
-        Returns
-        -------
-        pixels, truth : Tensor of int
-            Flat indices into (Y, X) and indices into `structures`, each of shape (N,).
-        """
-        truth = self.truth(z, structures).flatten()
-        background = structures.index(0)
-        known = self.distances(z)
-        near = truth >= 0
-        if 0 in known.structures:
-            near = known.of_structure(0).flatten() < self.options.clip_mm
-        usable = torch.nonzero((truth >= 0) & (near | (truth != background)))[:, 0]
-        usable = usable[:: max(1, len(usable) // most)]
-        return usable, truth[usable]
-
-    def _blended_at(self, z: int, left_out: int | None, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def blended_at(self, z: int, left_out: int | None, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distances blended along z at flat indices, (L, N), mm, and where any atlas reaches (N,)."""
         size = len(self.structures(z, left_out)), len(pixels)
         found = torch.full(size, -self.options.clip_mm, device=self.device)
@@ -435,39 +380,3 @@ class SectionFusion:
             found[near[:, None], inside] = mean[:, row, column]
             covered[inside] = ~uncovered[row, column]
         return found, covered
-
-    def fit_rho(self) -> float:
-        """Set and return the rho_scale with the lowest log loss on labelled sections, each left out in turn.
-
-        A border that wandered like a Brownian motion is unsure by `spread`, so rho of a section is rho_scale over that.
-        With one labelled section the paper's rho is taken.
-
-        Returns
-        -------
-        float
-            LogOdds per mm, times sqrt(mm).
-        """
-        self.rho_scale, _ = self.fitted_rho()
-        return self.rho_scale
-
-    def fitted_rho(self) -> tuple[float, list[float]]:
-        """The scale of `fit_rho`, and the log loss of each section left out; none where it could not be fitted."""
-        samples = []
-        for z in self.labelled if len(self.labelled) > 1 else ():
-            structures = self.structures(z, left_out=z)
-            pixels, truth = self.sample(z, structures, most=max(1, min(4000, SAMPLED // len(structures))))
-            samples.append((*self._blended_at(z, z, pixels), truth, self.spread(z, left_out=z)))
-        samples = [s for s in samples if len(s[2])]
-        if not samples:
-            return PAPER_RHO * self.typical_spread(), []
-
-        one = torch.ones(1, device=self.device)  # what was blended already stands for a single atlas
-
-        def losses(scale: float) -> list[float]:
-            return [
-                mean_log_loss(blend(d[None, ..., None], one, c[None, :, None], scale / s)[..., 0], t)
-                for d, c, t, s in samples
-            ]
-
-        best = best_scale(lambda scale: sum(losses(scale)) / len(samples), 0.1, 100.0)
-        return best, losses(best)

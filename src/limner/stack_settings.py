@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from limner.registration.velocity_field import Start
 
-ALGORITHM = 5  # raised with every change that alters results: stages stored before it are then made anew
+ALGORITHM = 6  # raised with every change that alters results: stages stored before it are then made anew
 LOWEST = {  # of each number in Settings; HIGHEST is the same for all
     **{"network_pixels": 1, "training_steps": 1, "local_steps": 0, "iterations": 0, "m_steps": 0, "seed": 0},
     **{"stiffness": 0, "rho": 0, "sigma": 1e-3, "alpha": 0, "clip_mm": 1e-6, "placement": 0, "halved": 0},
@@ -27,8 +27,9 @@ class Settings:
     """Register section to section and follow the chain, or labelled sections directly (paper), or not at all."""
     start: Start = "affine"
     """What each registration seeks before it deforms."""
-    stiffness: float = 10.0
-    """Resistance of registration to deforming; 1 follows stronger local warps, and texture with them."""
+    stiffness: float = 0.0
+    """Resistance of registration to deforming. 0: 10 from section to section, where errors add up along the chain, and
+    1 for 'direct', which follows stronger local warps, and texture with them."""
     fusion: Literal["blended", "normalised", "printed"] = "blended"
     """Blend signed distances along z, or mix two atlases with each one's odds normalised, or as the paper's Eq. 4."""
     interpolation: Literal["linear", "catmull-rom"] = "catmull-rom"
@@ -72,7 +73,9 @@ class Settings:
     prior: float = 1e-4
     """L2 prior on the weights in local training, nats a pixel."""
     gem_prior: float = 0.1
-    """L2 prior on how far GEM moves the weights from local training's, nats a pixel (paper: none but `prior`)."""
+    """L2 prior on the weights in GEM, nats a pixel (paper: that of `prior`)."""
+    gem_centre: Literal["learnt", "zero"] = "learnt"
+    """From where that prior holds the weights: from what local training learnt, or from zero (paper)."""
     iterations: int = 10
     """Most EM iterations."""
     m_steps: int = 15

@@ -378,6 +378,17 @@ def test_settings_out_of_range_are_refused_and_nothing_is_written(
     assert method.calls == 0
 
 
+@pytest.mark.parametrize(("steps", "said"), [("40", False), ("40000", True)])
+def test_of_a_long_run_time_and_memory_are_told_before(
+    data: Path, method: Method, capsys: pytest.CaptureFixture[str], steps: str, said: bool
+) -> None:
+    arguments = ("--device", "cpu", "--jobs", "1", "--training-steps", steps, "--network-pixels", "30")
+    assert main(command(data, *arguments, "--network", "fcn_vgg16" if said else "unet")) == 0
+    assert method.calls == 1
+    found = re.search(r"^Estimated for the whole run: about .* GB of memory\.$", capsys.readouterr().out, re.MULTILINE)
+    assert (found is not None) == said
+
+
 # --- what is written -------------------------------------------------------------------------------------------------
 
 

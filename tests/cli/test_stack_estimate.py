@@ -21,6 +21,23 @@ def test_it_is_near_what_was_measured() -> None:
     assert small.memory == pytest.approx(1.5e9, rel=0.4)
 
 
+def test_it_is_near_what_hundreds_of_structures_took() -> None:
+    """The whole runs of docs/benchmarks.md, one core: the Allen atlas (labels only), and the fine mouse stack."""
+    atlas = Work(528, 475, (320, 456), (320, 456), structures=200, steps=0, channels=1, pairs=0)
+    assert atlas.seconds == pytest.approx(357, rel=0.6)
+    assert atlas.memory == pytest.approx(2.8e9, rel=0.3)
+    fine = Work(270, 243, (193, 271), (193, 271), structures=250, steps=0, channels=1)
+    assert fine.seconds == pytest.approx(221, rel=0.6)
+    few, many = (replace(fine, structures=672, steps=steps, network_pixels=68).seconds for steps in (1, 1000))
+    assert (many - few) / 999 == pytest.approx(0.3, rel=0.6)
+
+
+def test_the_papers_network_takes_far_longer() -> None:
+    assert replace(LARGE, large_network=True).seconds > 5 * LARGE.seconds
+    assert replace(LARGE, whole_network=True).seconds > LARGE.seconds + 20 * 60
+    assert replace(LARGE, pairs=0).seconds < LARGE.seconds < replace(LARGE, pairs=6).seconds
+
+
 def test_sections_are_never_in_memory_at_once() -> None:
     all_at_once = 200 * 10_000 * 10_000 * 3
     assert LARGE.memory < all_at_once / 10
@@ -36,3 +53,6 @@ def test_it_grows_with_the_work() -> None:
 def test_in_words() -> None:
     assert str(LARGE) == "about 47 min and 4 GB of memory"
     assert not Work(3, 2, (30, 30), (30, 30), structures=2, steps=0).is_long
+    quick_and_large = Work(3, 2, (15_000, 15_000), (1000, 1000), structures=30, steps=0, jobs=8, pairs=0)
+    assert quick_and_large.memory > 4e9
+    assert quick_and_large.is_long

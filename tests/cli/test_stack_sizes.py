@@ -74,7 +74,7 @@ def complete(folder: Path, *options: str, images: str = "sections", labels: str 
 def test_labels_come_out_at_full_size_with_smooth_borders(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert complete(folders, "--working-um", "8", "--save-probabilities") == 0
     printed = capsys.readouterr().out
-    assert "Computed at 8 um (sections of 75 x 100 pixels)" in printed
+    assert "Computed at 8 um, 4 of the images' pixels (sections of 75 x 100);" in printed
     out, labels = folders / "out", truth()
     for z in LABELLED:
         given = iio.imread(folders / "outlines" / f"s{z}.png")

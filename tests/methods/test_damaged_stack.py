@@ -3,7 +3,7 @@
 The harm that a damaged section does to the others, and what becomes of it itself, beside the undamaged stack.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from limner.annotations import SectionLabels
 from limner.io import read, read_label_volume
-from limner.methods.stack_completion import complete
+from limner.methods.stack_completion import Model, complete
 from limner.metrics.pixels import score_stack
 from limner.registration.stack_alignment import find_faults, find_torn
 from limner.space import Space
@@ -41,11 +41,15 @@ class Completed:
         return [note for note in self.notes if note.startswith("Section ")]
 
 
-def completed(images, truth, labelled=None):
+FUSION = Settings(method="fusion")
+GEM = Settings(method="gem", training_steps=60, network_pixels=68)
+
+
+def completed(images, truth, labelled=None, settings=FUSION):
     known = np.zeros_like(truth)
     known[list(LABELLED)] = (truth if labelled is None else labelled)[list(LABELLED)]
     annotations = SectionLabels(LabelMap(known, SPACE), LABELLED)
-    done = complete(Volume(images, SPACE), annotations, Settings(method="fusion"), device="cpu", jobs=1)
+    done = complete(Volume(images, SPACE), annotations, settings, device="cpu", jobs=1)
     unlabelled = [z for z in range(N) if z not in LABELLED]
     score = score_stack(done.labels, LabelMap(truth, SPACE), unlabelled, WITHIN_MM)
     return Completed({z: score.accuracy[z] for z in unlabelled}, done.labels.labels, done.notes)
@@ -62,6 +66,24 @@ def sample():
 @pytest.fixture(scope="module")
 def undamaged(sample):
     return completed(*sample)
+
+
+@pytest.fixture(scope="module")
+def undamaged_by_gem(sample):
+    return completed(*sample, settings=GEM)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The labelled sections that local training, and with it GEM, is shown."""
+    shown, original = set(), Model._adapted
+
+    def spy(model, atlases, structures):
+        shown.update(atlases)
+        return original(model, atlases, structures)
+
+    monkeypatch.setattr(Model, "_adapted", spy)
+    return shown
 
 
 def background(section):
@@ -204,3 +226,48 @@ def test_labels_in_one_hemisphere_stay_there(sample, undamaged):
     assert not found.labels[right].any()
     before, after = (np.mean(labels[left] == truth[left]) for labels in (undamaged.labels, found.labels))
     assert after > before - 0.005
+
+
+@pytest.mark.parametrize("damaged", [DAMAGED, 6])
+@pytest.mark.parametrize("damage", ["blank", "mirrored"])
+def test_the_network_is_not_taught_by_what_misleads_it(sample, undamaged_by_gem, shown, damage, damaged):
+    images, truth = sample[0].copy(), sample[1].copy()
+    if damage == "blank":
+        noise = np.random.default_rng(0).normal(0, 2, images.shape[1:])
+        images[damaged] = background(images[damaged]) + noise
+    else:
+        images[damaged], truth[damaged] = np.flip(images[damaged], 1), np.flip(truth[damaged], 1)
+    found = completed(images, truth, settings=GEM)
+    assert [note.split(":")[0] for note in found.faults()] in (
+        [f"Section {damaged} is blank"],
+        [f"Section {damaged} is mirrored left to right"],
+    )
+    assert shown == {0, 6, 12} - {damaged}
+    assert found.others() > undamaged_by_gem.others() - 0.02
+    assert found.accuracy[DAMAGED] > undamaged_by_gem.accuracy[DAMAGED] - 0.03
+
+
+def test_where_every_labelled_section_misleads_fusion_speaks_alone(sample, shown):
+    images, truth = sample[0].copy(), sample[1].copy()
+    for z in (6, 12):  # what lies between them has no other neighbours
+        images[z], truth[z] = np.flip(images[z], 1), np.flip(truth[z], 1)
+    by_gem, by_fusion = (completed(images, truth, settings=s) for s in (GEM, FUSION))
+    assert len(by_gem.faults()) == 2
+    assert shown == {0}
+    np.testing.assert_array_equal(by_gem.labels[7:12], by_fusion.labels[7:12])
+    assert (by_gem.labels[1:6] != by_fusion.labels[1:6]).any()
+
+
+def test_gem_stands_brightness_that_drifts_by_a_third(sample, undamaged_by_gem):
+    images, truth = sample
+    drift = np.random.default_rng(1).uniform(0.7, 1.3, N).astype(np.float32)
+    found = completed(images * drift[:, None, None], truth, settings=GEM)
+    assert found.faults() == []
+    assert np.mean(list(found.accuracy.values())) > np.mean(list(undamaged_by_gem.accuracy.values())) - 0.01
+
+
+def test_of_a_blank_section_the_network_alone_says_that_it_saw_it(sample):
+    images = sample[0].copy()
+    images[DAMAGED] = background(images[DAMAGED])
+    found = completed(images, sample[1], settings=replace(GEM, method="network", training_steps=2))
+    assert found.faults() == [f"Section {DAMAGED} is blank: the network sees it as it is; look at its labels."]

@@ -13,6 +13,7 @@ import limner.methods.stack_completion as stack_completion
 from limner import stack_settings
 from limner.annotations import SectionLabels
 from limner.completion import pixels_between
+from limner.fusion_scale import as_indices
 from limner.fusion_stages import FITTED_LABELS
 from limner.methods.stack_completion import (
     Model,
@@ -391,7 +392,7 @@ def test_the_same_seed_gives_the_same_labels_however_many_at_once(phantom, metho
         np.testing.assert_allclose(section.probabilities, alone.sections[z].probabilities, atol=1e-4)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, 2, 9])
 def test_local_training_is_done_once_a_gap(phantom, monkeypatch, jobs):
     """Three gaps of three sections; before these once around the section that is left out to fit the scales."""
     calls, original = [], stack_completion.train_locally
@@ -424,6 +425,41 @@ def test_gem_on_one_section_leaves_the_others_alone(phantom):
     assert not torch.equal(data.inputs, same.inputs)
 
 
+def test_gem_holds_to_what_was_learnt_or_to_zero(phantom):
+    """The paper's prior is centred on zero: with a strong one GEM then leaves a last layer of hardly any weight."""
+    images, labels = phantom
+    fusion = SectionFusion(
+        images[:, None], labels.astype(np.int32), LABELLED, 0.1 * np.arange(13), (0.05, 0.05), FusionOptions()
+    )
+    moved = {}
+    for centre in ("learnt", "zero"):
+        settings = replace(QUICK, gem_centre=centre, gem_prior=10.0, m_steps=60)
+        model, _, _ = stack_completion.fit(settings, fusion)
+        top, data = model.section_data(5)
+        learnt = weights_of(top).detach().clone()
+        data.log_pf = torch.zeros(len(fusion.structures(5)), *data.inputs.shape[2:])
+        stack_completion.gem(top, data, model.weight(5), settings)
+        moved[centre] = float((weights_of(top).detach() - learnt).norm() / learnt.norm())
+    assert moved["learnt"] < 0.1
+    assert moved["zero"] > 0.3
+
+
+@pytest.mark.parametrize("method", ["fusion", "gem"])
+def test_a_section_that_is_found_to_lie_elsewhere_is_done_again(phantom, tmp_path, method):
+    """The last lies beyond all labels: the further, the less sure."""
+    few = tuple(array[:6] for array in phantom)
+    settings = replace(QUICK, method=method)
+    unsure = {}
+    for store in (None, Store(tmp_path)):
+        for last in (0.5, 1.5):
+            space = Space(few[1].shape, SPACING, positions=(0.0, 0.1, 0.2, 0.3, 0.4, last))
+            found = completed(few, settings, (0, 2, 4), space=space, jobs=1, store=store)
+            unsure[store is None, last] = found.uncertainty[5].mean()
+    assert unsure[True, 1.5] > unsure[True, 0.5]
+    for last in (0.5, 1.5):
+        assert unsure[False, last] == pytest.approx(unsure[True, last], rel=1e-5)
+
+
 def test_lambda_follows_the_evidence_that_is_right(phantom, monkeypatch):
     """A network that knows the truth gets much weight, one that knows nothing the least."""
     images, labels = phantom
@@ -435,7 +471,7 @@ def test_lambda_follows_the_evidence_that_is_right(phantom, monkeypatch):
     def weight(says):
         def evidence(_, z, left_out):
             assert left_out == z
-            return TiledEvidence.of_all(says(fusion.truth(z, [0, 3, 7])))
+            return TiledEvidence.of_all(says(as_indices(fusion, z, [0, 3, 7])))
 
         monkeypatch.setattr(Model, "network_evidence", evidence)
         return fit_weight(model, (4, 8)) * fusion.spread(4, 4) ** 2

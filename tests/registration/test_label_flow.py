@@ -94,11 +94,19 @@ def test_large_sections_are_compared_on_a_small_grid():
 
 def test_random_sums_keep_squared_differences():
     maps = torch.randn(2, 300, 20, 30, generator=torch.Generator().manual_seed(1))
-    sums = few(maps, 32)
+    asked = []
+
+    def of(chosen):
+        asked.append(len(chosen))
+        return maps[:, list(chosen)].transpose(0, 1)
+
+    sums = few(of, range(300), 32).transpose(0, 1)
     assert sums.shape == (2, 32, 20, 30)
+    assert sum(asked) == 300
+    assert max(asked) == 32  # never all at once
     kept, all_of_them = ((m[0] - m[1]).square().sum(dim=0).mean() for m in (sums, maps))
     assert float(kept) == pytest.approx(float(all_of_them), rel=0.1)
-    assert torch.equal(few(maps[:, :9], 32), maps[:, :9])
+    assert torch.equal(few(of, range(9), 32), maps[:, :9].transpose(0, 1))
 
 
 def test_many_structures_move_asfew_do():

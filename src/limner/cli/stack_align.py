@@ -310,7 +310,7 @@ class Aligned:
         if self.labels is not None and self.largest is not None:
             aligned = self.aligned
             if is_folder(self.labels) and self.stack.source.kind == "folder":
-                aligned = some_sections(aligned, [z for z, _, _ in labels_of(self.labels, self.stack)])
+                aligned = some_sections(aligned, [z for z, _ in label_files(self.labels, self.stack)])
             write_sections(folder, "labels", self._labels(self.labels), aligned, label_type(self.largest))
 
     def _images(self, report: Report) -> Iterator[NDArray[Any]]:

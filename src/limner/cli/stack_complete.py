@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,12 +38,14 @@ from limner.io.tissues import read_tissues
 from limner.methods.stack_completion import complete
 from limner.metrics.pixels import StackScore, score_stack
 from limner.networks.fcn_vgg import check_vgg16_weights
+from limner.parallel import jobs_on
 from limner.run_record import RunRecord
 from limner.stack_settings import ALGORITHM, Settings
 from limner.volume import Volume
 
 NONE = "(default: none)"
 NAMED = 3  # structures in doubt, for each section
+MOST_ATLASES = 6  # labelled sections that each is registered to, directly
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ class StackComplete:
     working_um: Annotated[float | None, arg(metavar="UM", help_behavior_hint="(default: by size and structures)")] = (
         None
     )
-    """Pixel size at which to compute, micrometres; labels come out at full size. Default: that of the images up to
-    1,000 pixels on the longer side; of larger ones 400 to 1,000 pixels are left, as the narrowest structure needs."""
+    """Pixel size at which to compute, micrometres, rounded to a whole number of the images' pixels; labels come out at
+    full size. Default: that of the images up to 1,000 pixels on the longer side; of larger ones 400 to 1,000 pixels are
+    left, as the narrowest structure needs."""
     label_table: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """Names and colours of the structures: ITK-SNAP, FreeSurfer or CSV (index,name,r,g,b); written back likewise."""
     tissues: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
@@ -265,8 +267,12 @@ def _print_estimate(command: StackComplete, stack: Stack) -> None:
         working_size=space.shape[1:],
         structures=max(len(np.unique(labels[z])) for z in stack.annotations.labelled),
         steps=0 if command.settings.method == "fusion" else command.settings.training_steps,
-        jobs=(command.jobs or os.cpu_count() or 1) if on_cpu else 1,
+        jobs=jobs_on("cpu" if on_cpu else "cuda", command.jobs),
         channels=3 if stack.full is not None else stack.images.pixels[0, 0, 0].size,
+        pairs={"none": 0, "chained": 1, "direct": MOST_ATLASES}[command.settings.registration],
+        network_pixels=command.settings.network_pixels,
+        large_network=command.settings.network == "fcn_vgg16",
+        whole_network=command.settings.trained_layers == "all",
     )
     if work.is_long and on_cpu:  # times on a GPU are others
         print(f"Estimated for the whole run: {work}.", flush=True)

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from limner.section_fusion import MANY
+
 READ, WRITTEN = 0.06, 0.035  # seconds a million pixels of the sections as they are; TIFF takes less, noisy PNG twice it
 REGISTERED = 2.5  # seconds a million pixels of a section at the size computed, with label flow
 FUSED = 0.5  # seconds a million pixels and structure
-TRAINED = 0.15  # seconds a step of training
-ADAPTED = 0.5  # seconds a section, for the network's last layer; what is done once a gap shared out
+NEAR = 16  # structures that are told apart at a pixel, at most, where there are so many that tiles are made
+NETWORK_PIXELS = 136  # longer side of the sections for which the next two hold, by the U-Net
+TRAINED = 0.13  # seconds a step of training, and a hundredth more for each structure
+ADAPTED = 0.2  # seconds a section for the last layer, a tenth more for each structure; a gap's is shared out
+LARGE_NETWORK = 25  # times as long takes the paper's network, and to move a whole network for each section
 PROGRAM = 0.6e9  # bytes with nothing loaded
 SECTION_COPIES = 4  # of one section at its own size, while it is read or written
 KEPT = 20  # bytes a pixel of the stack at the size computed, labels and uncertainty
 LEVELS = 9  # bytes a pixel and channel of the same: as read, and as grey levels twice
 FUSION_COPIES = 8  # of a section's probabilities, float32
-LONG = 120  # seconds; of what is shorter nothing is said
+LONG, LARGE = 120, 4e9  # seconds, bytes; of what is shorter and smaller nothing is said
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class Work:
         Most on any labelled section.
     steps : int
         Of training; 0 where there is no network.
+    network_pixels : int
+        Longer side of the sections that the network sees.
+    large_network, whole_network : bool
+        Whether it is the paper's, and whether local training and GEM move all of its layers.
+    pairs : int
+        Registrations for each section.
     jobs : int
         Sections side by side.
     channels : int
@@ -49,21 +60,33 @@ class Work:
     steps: int
     jobs: int = 1
     channels: int = 3
+    pairs: int = 1
+    network_pixels: int = NETWORK_PIXELS
+    large_network: bool = False
+    whole_network: bool = False
 
     @property
     def seconds(self) -> float:
         """About how long it takes."""
         full, working = (y * x / 1e6 for y, x in (self.size, self.working_size))
-        each = FUSED * working * self.structures + (ADAPTED if self.steps else 0.0)
+        network = (min(self.network_pixels, max(self.working_size)) / NETWORK_PIXELS) ** 2
+        step = TRAINED * network * (1 + self.structures / 100) * (LARGE_NETWORK if self.large_network else 1)
+        each = FUSED * working * (self.structures if self.structures <= MANY else NEAR)
+        if self.steps:
+            adapted = ADAPTED * network * (1 + self.structures / 10)
+            each += adapted * (LARGE_NETWORK if self.large_network or self.whole_network else 1)
         files = self.sections * full * (READ + WRITTEN)
-        return files + self.sections * working * REGISTERED + self.steps * TRAINED + self.unlabelled * each / self.jobs
+        registered = self.sections * working * self.pairs * REGISTERED
+        return files + registered + self.steps * step + self.unlabelled * each / self.jobs
 
     @property
     def memory(self) -> float:
         """About how many bytes at most."""
         full, working = (float(y * x) for y, x in (self.size, self.working_size))
         stack = self.sections * working * (self.channels * LEVELS + KEPT)
-        fusion = self.jobs * working * self.structures * 4 * FUSION_COPIES
+        # probabilities of all structures are enlarged; else tiles are made of more than `MANY`
+        together = self.structures if self.size != self.working_size else min(self.structures, MANY)
+        fusion = self.jobs * working * together * 4 * FUSION_COPIES
         return PROGRAM + stack + fusion + full * self.channels * SECTION_COPIES
 
     def __str__(self) -> str:
@@ -75,4 +98,4 @@ class Work:
     @property
     def is_long(self) -> bool:
         """Whether it is worth saying."""
-        return self.seconds > LONG
+        return self.seconds > LONG or self.memory > LARGE

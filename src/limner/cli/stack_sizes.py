@@ -281,8 +281,8 @@ def notes_on_size(full: FullSize, annotations: SectionLabels) -> tuple[str, ...]
     """What the user should know of the size at which the stack was computed."""
     height, width = reduced_shape(full.canvas, full.factor)
     notes = [
-        f"Computed at {full.working_um:g} um (sections of {height} x {width} pixels); labels and areas are those at "
-        "full size, uncertainty and this report at the size computed."
+        f"Computed at {full.working_um:g} um, {full.factor} of the images' pixels (sections of {height} x {width}); "
+        "labels and areas are those at full size, uncertainty and this report at the size computed."
     ]
     labels = annotations.label_map
     lost = sorted({n for counts in full.counts.values() for n in counts} - set(labels.present))

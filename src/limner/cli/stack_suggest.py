@@ -22,8 +22,8 @@ class StackSuggest:
     sections nearer to one. Only OUT's run.json is read. Label them and give the command that completed the stack again.
 
     The columns: what labelling the section spares, summed over the sections around it (1 is a whole section wrong); how
-    much of the section is expected to be wrong as it is; how far it lies from the nearest labelled one; and the
-    structures of which the most is in doubt there.
+    much of the section is expected to be wrong as it is, by its uncertainty and by how much changes between the labels
+    on either side; how far it lies from the nearest labelled one; and the structures of which the most is in doubt.
     """
 
     output: Annotated[Positional[Path], arg(metavar="OUT")]

@@ -13,7 +13,7 @@ Eq. 3, M-step      `m_step` (with ``log p_d`` in the second sum, where the paper
 Eq. 4, fusion      `limner.section_fusion.SectionFusion.evidence`
 =================  ==========================================================================================
 
-Departures, each a setting (what each gained stands in docs/benchmarks.md):
+Departures (what each gained, and the settings that take them back, stand in docs/benchmarks.md):
 
 - Fusion blends signed distances along z, carried along registrations chained from section to section, over four
   labelled sections; their scale rho is fitted on left-out labelled sections. ``fusion='printed'`` is the paper's Eq. 4.
@@ -39,8 +39,9 @@ import copy
 import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -64,16 +65,19 @@ from limner.completion import (
     pixels_between,
     widest_errors,
 )
+from limner.fusion_scale import sample
 from limner.fusion_stages import (
     Progress,
+    changes,
     check,
+    fit_borders,
     kept_fit,
     labels_to_stand_on,
+    new_fusion,
     notes_on_sections,
     prepare,
     remember_labels,
 )
-from limner.mirror_image import ask_mirror_image
 from limner.parallel import chosen_device, jobs_on, side_by_side
 from limner.pixel_classifier import (
     ClassifierOptions,
@@ -84,14 +88,13 @@ from limner.pixel_classifier import (
     train_globally,
 )
 from limner.run_record import Store, content_key, stored, timed
-from limner.section_fusion import FusionOptions, SectionFusion
+from limner.section_fusion import SectionFusion
 from limner.stack_settings import Settings
 from limner.tiled_evidence import Tile, TiledEvidence
 from limner.volume import Volume
 
 WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
 AUGMENTED_COPIES = 2  # of each neighbouring labelled section, in local training
-GAPS_KEPT = 2  # whose local training is remembered: sections are completed gap by gap, and FCN-8s takes 0.5 GB each
 SAMPLED = 2**22  # pixels times structures of a section on which lambda is fitted, about
 WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda; the paper's is the last
 
@@ -333,8 +336,12 @@ class Model:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.adapted = lru_cache(maxsize=GAPS_KEPT)(self._adapted)
-        self.adapting = threading.Lock()
+        self.remember(gaps=2)
+
+    def remember(self, gaps: int) -> None:
+        """Keep local training of so many gaps (FCN-8s takes 0.5 GB each), trained once however many sections ask."""
+        self.adapted = lru_cache(maxsize=gaps)(self._adapted)
+        self.adapting = defaultdict[Any, threading.Lock](threading.Lock)
 
     def load(self, weights: Mapping[str, NDArray[Any]]) -> None:
         """Give the classifier other weights, and forget what was adapted from those before."""
@@ -345,11 +352,10 @@ class Model:
     def log_w(self, z: int, left_out: int | None = None) -> tuple[TiledEvidence, list[float], float]:
         """log w of a section at full size, the objective's history, and mean entropy before GEM."""
         method = self.settings.method
-        if method == "fusion" or (method != "network" and z in self.fusion.misleading):
-            evidence = self.fusion.tiled_evidence(z, left_out)
-            return evidence, [], evidence.entropy()
-        if method == "network":
-            evidence = self.network_evidence(z, left_out)
+        by_fusion = method == "fusion" or z in self.fusion.misleading or not self.shown(z, left_out)
+        if method == "network" or by_fusion:
+            says = self.network_evidence if method == "network" else self.fusion.tiled_evidence
+            evidence = says(z, left_out)
             return evidence, [], evidence.entropy()
         top, data = self.section_data(z, left_out)
         weight, log_pf = self.weight(z, left_out), self.fusion.tiled_evidence(z, left_out)
@@ -387,17 +393,22 @@ class Model:
         """lambda of a section: as set, else in proportion to the variance of fusion's borders."""
         return self.settings.weight_of_network or self.weight_per_mm * self.fusion.spread(z, left_out) ** 2
 
+    def shown(self, z: int, left_out: int | None = None) -> tuple[int, ...]:
+        """The neighbouring labelled sections that a network may be shown."""
+        return tuple(a for a in self.fusion.neighbours(z, left_out) if a not in self.fusion.misleading)
+
     def section_data(self, z: int, left_out: int | None = None) -> tuple[nn.Module, SectionData]:
         """A copy of the network as `adapted` to the neighbours of `z`; with what it sees of `z` and of them."""
-        classifier = self.classifier
+        classifier, fusion = self.classifier, self.fusion
         assert classifier is not None
-        atlases, structures = self.fusion.neighbours(z, left_out), self.fusion.structures(z, left_out)
-        with self.adapting:  # else the sections of a gap that are begun together would each train it
-            top, inputs, targets = self.adapted(tuple(atlases), tuple(structures))
+        gap = self.shown(z, left_out) or tuple(fusion.neighbours(z, left_out)), tuple(fusion.structures(z, left_out))
+        with self.adapting[gap]:  # else the sections of a gap that are begun together would each train it
+            top, inputs, targets = self.adapted(*gap)
         data = SectionData(classifier.fixed(classifier.images[[z]], [z]), inputs, targets)
         if self.settings.divide_by_frequency and self.settings.method != "network":
-            data.log_frequency = self.fusion.log_frequency(z, left_out)
-        data.learnt = weights_of(top).detach()
+            data.log_frequency = fusion.log_frequency(z, left_out)
+        if self.settings.gem_centre == "learnt":
+            data.learnt = weights_of(top).detach()
         return copy.deepcopy(top), data
 
     def _adapted(self, atlases: Sequence[int], structures: Sequence[int]) -> tuple[nn.Module, Tensor, Tensor]:
@@ -450,7 +461,7 @@ def fit_weight(model: Model, held_out: Sequence[int]) -> float:
     fusion, samples = model.fusion, []
     for z in held_out:
         structures = fusion.structures(z, z)
-        pixels, truth = fusion.sample(z, structures, most=min(fusion.labels[z].size, SAMPLED // len(structures)))
+        pixels, truth = sample(fusion, z, structures, most=min(fusion.labels[z].size, SAMPLED // len(structures)))
         log_pd, variance = model.network_evidence(z, left_out=z).at(pixels), fusion.spread(z, z) ** 2
         samples.append((variance * log_pd, fusion.tiled_evidence(z, z).at(pixels), truth))
 
@@ -466,7 +477,7 @@ def fit_temperature(model: Model, left_out: Mapping[int, TiledEvidence]) -> dict
     """Temperature of the final log w on left-out sections, and the expected calibration error before and after."""
     samples = []
     for z, log_w in left_out.items():
-        pixels, truth = model.fusion.sample(z, model.fusion.structures(z, z))
+        pixels, truth = sample(model.fusion, z, model.fusion.structures(z, z))
         samples.append((log_w.at(pixels), truth))
     return temperature_scaling(samples)
 
@@ -502,7 +513,8 @@ def fit(
     """
     model, calibration = Model(settings, fusion), dict[str, float]()
     options = ClassifierOptions(**{n: getattr(settings, n) for n in ClassifierOptions.__dataclass_fields__})
-    stack = (stack_settings.ALGORITHM, fusion.images, fusion.positions, tissues, fusion.device)
+    misled = fusion.misleading
+    stack = (stack_settings.ALGORITHM, fusion.images, fusion.positions, sorted(misled), tissues, fusion.device)
     unlabelled = content_key(*stack, options.identity(), fusion.spacing, asdict(settings))
     kept = None if settings.mirror else store  # what the mirror image says of a section follows from all labels
     labels, changed = labels_to_stand_on(fusion, kept, unlabelled)
@@ -510,14 +522,9 @@ def fit(
     if changed:
         model.notes.append(kept_fit(changed))
     if settings.fusion == "blended" and not settings.rho and settings.method != "network":
-        if settings.mirror:
-            calibration |= ask_mirror_image(fusion)
-            if not calibration["mirror"]:
-                model.notes.append("The mirror image was not asked: left-out sections come out no better with it.")
-        else:
-            found = stored(store, "rho", everything, lambda: {"rho_scale": np.asarray(fusion.fit_rho())})
-            fusion.rho_scale = calibration["rho_scale"] = float(found["rho_scale"])
-    misled = fusion.misleading
+        calibration |= fit_borders(fusion, settings, store, everything)
+        if not calibration.get("mirror", 1.0):
+            model.notes.append("The mirror image was not asked: left-out sections come out no better with it.")
     held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any() and z not in misled]
     if settings.method == "fusion":
         calibration |= fit_scales(model, held_out, store, everything)
@@ -632,10 +639,7 @@ def complete(
     settings.check()
     check(images, annotations)
     device = chosen_device(device)
-    options = FusionOptions(**{n: getattr(settings, n) for n in FusionOptions.__dataclass_fields__})
-    if settings.method == "network" or settings.registration == "direct":
-        options = replace(options, label_flow=False)  # nothing is fused; it goes along the chain between labels
-    fusion = SectionFusion.of_stack(images, annotations, options, device)
+    fusion = new_fusion(images, annotations, settings, device)
     if not annotations.unlabelled:
         return assemble(annotations, {}, {}, {}, (), {})
     seconds: dict[str, float] = {}
@@ -646,8 +650,8 @@ def complete(
     with timed(seconds, "sections"):
         asked = (key, keep_probabilities)
         sections = _completed(model, annotations.unlabelled, asked, jobs, store, report, finished)
-    notes = (*model.notes, *notes_on_sections(fusion, annotations))
-    return assemble(annotations, sections, seconds, calibration, notes, fusion.changes())
+    notes = (*model.notes, *notes_on_sections(fusion, annotations, settings))
+    return assemble(annotations, sections, seconds, calibration, notes, changes(fusion))
 
 
 def _completed(
@@ -660,11 +664,12 @@ def _completed(
     finished: Finished,
 ) -> dict[int, SectionResult]:
     """Complete sections, `jobs` at a time; each is stored as soon as it is done."""
-    fusion, (_, kept) = model.fusion, asked
+    fusion, (_, kept), jobs = model.fusion, asked, jobs_on(model.fusion.device, jobs)
+    model.remember(gaps=1 + jobs)  # sections are taken in order: so many gaps may be open at once
 
     def one(z: int) -> SectionResult:
         key = content_key(*asked, z, *fusion.inputs(z)) if store is not None else ""
         arrays = stored(store, f"section-{z:04}", key, lambda: model.complete_section(z, kept).to_arrays())
         return finished(z, SectionResult.from_arrays(arrays))
 
-    return side_by_side(unlabelled, one, jobs_on(fusion.device, jobs), partial(report, "sections"))
+    return side_by_side(unlabelled, one, jobs, partial(report, "sections"))

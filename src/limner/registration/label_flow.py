@@ -13,6 +13,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +84,8 @@ def label_velocity(
     """
     options = options or Options()
     shape = (fixed.shape[1], fixed.shape[2])
-    maps = few(torch.stack([fixed, moving]), options.most) / clip_mm
+    both, every = torch.stack([fixed, moving], dim=1), range(len(fixed))
+    maps = few(lambda chosen: both[list(chosen)], every, options.most).transpose(0, 1) / clip_mm
     velocity = fixed.new_zeros(1, 2, 1, 1)
     finest = max(1.0, max(shape) / options.pixels)
     for shrink in (2 * finest, finest):
@@ -136,14 +138,33 @@ def _step(shape: tuple[int, int], spacing: Spacing2D, level: tuple[int, int]) ->
     return spacing[0] * shape[0] / level[0], spacing[1] * shape[1] / level[1]
 
 
-def few(maps: Tensor, most: int) -> Tensor:
-    """Maps (N, L, Y, X) as they are, or `most` random sums of them whose squared differences are alike on average [2]_.
+def few(maps_of: Callable[[Sequence[int]], Tensor], structures: Sequence[int], most: int) -> Tensor:
+    """Maps of L structures, or `most` random sums of them whose squared differences are alike on average [2]_.
 
-    Always the same sums, so that warping before and after are alike.
+    Always the same sums, so that warping before and after are alike. Maps are asked for `most` at a time: hundreds of
+    them are never in memory at once.
+
+    Parameters
+    ----------
+    maps_of : callable
+        Gives the maps (l, ...) of some of the structures.
+    structures : sequence of int
+        What it is to be asked for.
+    most : int
+        Of the maps that come back.
+
+    Returns
+    -------
+    Tensor
+        Shape (L, ...), or (`most`, ...) if that is less.
     """
-    structures = maps.shape[1]
-    if structures <= most:
-        return maps
+    if len(structures) <= most:
+        return maps_of(structures)
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (most, structures), generator=generator).to(maps) * 2 - 1
-    return torch.einsum("kl,nlyx->nkyx", signs / most**0.5, maps)
+    signs = torch.randint(0, 2, (most, len(structures)), generator=generator) * 2 - 1
+    first = maps_of(structures[:most])
+    total = torch.zeros_like(first)
+    for begin in range(0, len(structures), most):
+        maps = first if begin == 0 else maps_of(structures[begin : begin + most])
+        total += torch.einsum("kl,l...->k...", signs[:, begin : begin + most].to(maps) / most**0.5, maps)
+    return total
