@@ -27,7 +27,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,6 @@ from limner.run_record import Store, content_key, machine, package_versions, sto
 from limner.section_choice import suggest_sections, weighed_by_change
 from limner.section_fusion import FusionOptions, SectionFusion
 from limner.space import Space
-from limner.stack_settings import Settings
 from limner.volume import LabelMap, Volume
 
 LAST = 240
@@ -60,17 +59,12 @@ class Fused:
         # no label hangs on rho
         every = SectionLabels(truth, tuple(range(LAST + 1)))
         self.fusion = SectionFusion.of_stack(images, every, FusionOptions(rho=10.0), "cpu")
-        settings, pairs = Settings(), [(z + 1, z) for z in range(LAST)]
+        pairs = [(z + 1, z) for z in range(LAST)]
         warps = stored(
             store,
             "benchmark-registration",
-            content_key(self.fusion.images, self.fusion.spacing, settings.start, Options().stiffness, pairs),
-            lambda: register_sections(
-                self.fusion.images,
-                pairs,
-                self.fusion.spacing,
-                start=settings.start,
-            ).to_arrays(),
+            content_key(self.fusion.images, self.fusion.spacing, asdict(Options()), pairs),
+            lambda: register_sections(self.fusion.images, pairs, self.fusion.spacing).to_arrays(),
         )
         self.fusion.warps = SectionWarps.from_arrays(warps)
 

@@ -112,13 +112,13 @@ def _registered(
     n = len(fusion.images)
     faults = fusion.inspection
     pairs, anchors = links(n, faults.blank if faults else (), faults.torn if faults else ())
-    options = Options(stiffness=settings.stiffness or Options().stiffness)
+    options = Options.direct() if settings.registration == "direct" else Options()
+    options = replace(options, start=settings.start, stiffness=settings.stiffness or options.stiffness)
     if settings.registration == "direct":
-        options = replace(Options.direct(), stiffness=settings.stiffness or Options.direct().stiffness)
         pairs = sorted({(max(z, a), min(z, a)) for z in range(n) for a in fusion.labelled_near(z)})
         anchors = {}
     orientations = dict(enumerate(faults.orientations.tolist())) if faults else {}
-    setting = (settings.start, asdict(options), pairs, sorted(anchors.items()), sorted(orientations.items()))
+    setting = (asdict(options), pairs, sorted(anchors.items()), sorted(orientations.items()))
     key = content_key(stack_settings.ALGORITHM, fusion.images, fusion.spacing, *setting)
 
     def registered() -> dict[str, NDArray[Any]]:
@@ -126,7 +126,6 @@ def _registered(
             fusion.images,
             pairs,
             fusion.spacing,
-            start=settings.start,
             options=options,
             device=fusion.device,
             progress=partial(report, "registration"),

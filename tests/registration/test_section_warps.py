@@ -91,8 +91,7 @@ def test_registered_shift_is_found_in_both_directions(make_phantom):
         stack,
         [(1, 0), (2, 1)],
         (0.05, 0.08),
-        start="rigid",
-        options=Options(steps=10),
+        options=Options(start="rigid", steps=10),
         progress=lambda done, total: seen.append((done, total)),
     )
     assert warps.unmatched == ((2, 1),)
@@ -161,7 +160,9 @@ def test_a_flipped_section_is_registered_the_right_way_round(make_phantom, orien
     image[10:16, 12:20] += 100
     flipped = np.flip(np.roll(image, 2, axis=0), axes)
     stack = np.stack([image, flipped])[:, None].astype(np.float32)
-    warps = register_sections(stack, [(1, 0)], (0.05, 0.05), start="none", orientations={1: orientation})
+    warps = register_sections(
+        stack, [(1, 0)], (0.05, 0.05), options=Options(start="none"), orientations={1: orientation}
+    )
     for z, atlas, expected in ((1, 0, flipped), (0, 1, image)):
         moved = warp(torch.from_numpy(stack[atlas][None].copy()), warps.displacement(z, atlas), (0.05, 0.05))[0, 0]
         inner = np.s_[8:-8, 8:-8]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -147,8 +149,8 @@ def test_intensity_scale_is_free(make_phantom, sampled, dtype, scale, offset):
 def test_millimetres_follow_the_spacing(pairs):
     """The same pixels, twice as far apart along y: y components double in mm, x components stay."""
     fixed, moving = pairs[0][0], pairs[1][0]
-    square = register(fixed, moving, (0.05, 0.05), start="none", options=SOFT).displacement
-    tall = register(fixed, moving, (0.1, 0.05), start="none", options=SOFT).displacement
+    square = register(fixed, moving, (0.05, 0.05), options=replace(SOFT, start="none")).displacement
+    tall = register(fixed, moving, (0.1, 0.05), options=replace(SOFT, start="none")).displacement
     assert square[:, 0].abs().max() > 0.1
     torch.testing.assert_close(tall[:, 0], 2 * square[:, 0], atol=2e-3, rtol=0)
     torch.testing.assert_close(tall[:, 1], square[:, 1], atol=1e-3, rtol=0)
@@ -162,7 +164,7 @@ def test_rotation_is_one_of_millimetres(make_phantom, sampled):
     cos, sin = np.cos(np.deg2rad(20)), np.sin(np.deg2rad(20))
     truth_mm = np.einsum("ij,jyx->iyx", [[cos, -sin], [sin, cos]], points_mm) - points_mm
     fixed = sampled(moving, truth_mm / np.array(spacing)[:, None, None])
-    found = register(fixed, moving, spacing, start="rigid")
+    found = register(fixed, moving, spacing, options=Options(start="rigid"))
     error_mm = np.hypot(*(found.displacement[0].numpy() - truth_mm))[inside]
     assert error_mm.mean() < 0.02
     assert np.hypot(*truth_mm)[inside].mean() > 0.3
@@ -187,7 +189,7 @@ def test_rgb_uses_every_channel(make_phantom, sampled):
 def test_an_image_stays_on_itself(make_phantom, start):
     """To 0.2 pixels: the noise variance in local correlation favours a little more contrast in the moved image."""
     image, inside = make_phantom((48, 56))
-    found = register(image, image, SPACING, start=start)
+    found = register(image, image, SPACING, options=Options(start=start))
     displacement = np.hypot(*in_pixels(found.displacement[0]))
     assert displacement.max() < 0.2
     assert displacement[inside].mean() < 0.05

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from limner.registration import affine
 from limner.registration.section_pairs import AS_IS, FLIPS
-from limner.registration.velocity_field import Options, Start, register
+from limner.registration.velocity_field import Options, register
 from limner.registration.warp import Spacing2D, compose, resize_displacement
 
 PAIRS_AT_ONCE = 32
@@ -146,7 +146,6 @@ def register_sections(
     pairs: Sequence[tuple[int, int]],
     spacing: Spacing2D,
     *,
-    start: Start = "affine",
     options: Options | None = None,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda *_: None,
@@ -163,7 +162,7 @@ def register_sections(
         Pairs (z, a); each is registered once and gives both directions.
     spacing : tuple of float
         Pixel spacing (y, x) in mm.
-    start, options, device
+    options, device
         As for `register`.
     progress : callable, optional
         Called with the number of pairs done and of all pairs.
@@ -203,7 +202,6 @@ def register_sections(
                 reduced([z for z, _ in batch]),
                 reduced([a for _, a in batch]),
                 step,
-                start=start,
                 options=options,
                 device=device,
             )

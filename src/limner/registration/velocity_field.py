@@ -59,6 +59,8 @@ class Options:
     stiffness : float
         Weight of the mean squared gradient of the velocity field beside local correlation. Without it neighbouring
         sections follow each other's texture: chained over 10 sections that lost .01 accuracy, with 10 it gained .01.
+    start : {'none', 'rigid', 'affine'}
+        What is sought before the velocity field.
     max_angle : float
         Largest rotation the start tries, in degrees.
     narrowing : int
@@ -77,6 +79,7 @@ class Options:
     step_size: float = 0.2
     window: int = 9
     stiffness: float = 10.0
+    start: Start = "affine"
     max_angle: float = 42.0
     narrowing: int = 0
     noise_variance: float = 1e-3
@@ -301,7 +304,6 @@ def register(
     moving: NDArray[Any] | Tensor,
     spacing: Spacing2D,
     *,
-    start: Start = "affine",
     options: Options | None = None,
     device: str | torch.device = "cpu",
 ) -> Registration:
@@ -313,10 +315,8 @@ def register(
         Shape (Y, X) for one pair, (B, Y, X) for grey or (B, Y, X, 3) for RGB pairs, any intensity scale.
     spacing : tuple of float
         Pixel spacing (y, x) in mm.
-    start : {'none', 'rigid', 'affine'}
-        What is sought before the velocity field.
     options : Options, optional
-        Levels, steps and windows.
+        The start, levels, steps and windows.
     device : str
         Where to compute, 'cpu' or 'cuda'.
 
@@ -355,7 +355,7 @@ def register(
             f"register(): pairs {pairs} hold an empty or constant section, or NaN; they stay in place", stacklevel=2
         )
     weights = _foreground_weights(f, m)
-    matrix = _start(f, m, spacing, start, options.max_angle)
+    matrix = _start(f, m, spacing, options.start, options.max_angle)
     matrix = torch.where(usable[:, None, None], matrix, affine.identity(len(f), f.device))
     linear = affine.to_displacement(matrix, shape, spacing)
     placed = warp(m, linear, spacing)
