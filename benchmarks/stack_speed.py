@@ -37,11 +37,12 @@ from limner import fusion_stages
 from limner.calibration import held_out_sections
 from limner.fusion_scale import fitted_rho
 from limner.methods import stack_completion
-from limner.methods.stack_completion import Model, complete, fit, fit_weight
+from limner.methods.stack_completion import Model, complete, fit
 from limner.metrics.pixels import evaluation_mask
 from limner.pixel_classifier import ClassifierOptions, PixelClassifier, make_classifier, train_globally
 from limner.run_record import Store, content_key, machine, package_versions, stored, write_atomically
 from limner.section_fusion import FusionOptions, SectionFusion
+from limner.stack_scales import fit_weight
 from limner.stack_settings import ALGORITHM, Settings
 from stack_completion import Case, count, mouse_stack
 from stack_methods import WITHIN_MM

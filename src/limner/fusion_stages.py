@@ -206,8 +206,8 @@ def labels_to_stand_on(fusion: SectionFusion, store: Store | None, key: str) -> 
 
     Who corrects a section waits for the sections that it speaks for, not for the network to be trained again. An
     earlier fit is kept while at most `MAY_CHANGE` of its labelled sections were changed, added or taken away, the
-    same structures are labelled, and the store still has it whole. Else it is forgotten before another is begun, which
-    takes the place of its stages one by one.
+    same structures are labelled, and the store still has it whole; `limner.stack_scales.still_calibrated` is asked
+    then. Else it is forgotten before another is begun, which takes the place of its stages one by one.
 
     Parameters
     ----------
@@ -254,6 +254,13 @@ def remember_labels(fusion: SectionFusion, store: Store | None, key: str, fitted
         kept = {"sections": [*now], "hashes": [*now.values()], "structures": structures}
         kept |= {"stages": [stage for stage, _ in stages], "keys": [k for _, k in stages]}
         store.save(FITTED_LABELS, key, {n: np.asarray(v, str if n in AS_TEXT else int) for n, v in kept.items()})
+
+
+def forgotten(store: Store | None) -> Store | None:
+    """The store, which no longer knows an earlier fit to stand on."""
+    if store is not None:
+        store.remove(FITTED_LABELS)
+    return store
 
 
 def notes_on_sections(fusion: SectionFusion, annotations: SectionLabels, settings: Settings) -> list[str]:

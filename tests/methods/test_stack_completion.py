@@ -12,6 +12,7 @@ from torch import nn
 import limner.methods.stack_completion as stack_completion
 from limner import stack_settings
 from limner.annotations import SectionLabels
+from limner.calibration import held_out_sections
 from limner.completion import pixels_between
 from limner.fusion_scale import as_indices
 from limner.fusion_stages import FITTED_LABELS
@@ -22,7 +23,6 @@ from limner.methods.stack_completion import (
     bound,
     complete,
     e_step,
-    fit_weight,
     gem,
     log_prior,
     objective,
@@ -33,6 +33,7 @@ from limner.pixel_classifier import network_log_probabilities
 from limner.run_record import Store
 from limner.section_fusion import FusionOptions, SectionFusion
 from limner.space import Space
+from limner.stack_scales import fit_weight
 from limner.stack_settings import Settings
 from limner.tiled_evidence import TiledEvidence
 from limner.volume import LabelMap, Volume
@@ -595,6 +596,24 @@ def test_who_corrects_one_section_waits_for_those_it_speaks_for(phantom, method,
     assert not again.notes
     assert again.calibration == anew.calibration != before.calibration
     np.testing.assert_array_equal(again.labels.labels, anew.labels.labels)
+
+
+@pytest.mark.parametrize("method", ["fusion", "gem"])
+def test_scales_that_were_fitted_to_limners_own_labels_are_not_kept(phantom, method, tmp_path):
+    """A section that was taken over from a result agrees with fusion; then it is corrected."""
+    images, labels = phantom
+    settings = replace(QUICK, method=method, training_steps=2)
+    assert held_out_sections(EVERY_THIRD) == (6,)
+    others = completed(phantom, replace(settings, method="fusion"), (0, 3, 9, 12)).labels.labels
+    taken_over, store = labels.copy(), Store(tmp_path)
+    taken_over[6] = others[6]
+    sure = completed((images, taken_over), settings, EVERY_THIRD, store=store)
+    fresh = completed(phantom, settings, EVERY_THIRD)
+    assert fresh.calibration["temperature"] > 1.5 * sure.calibration["temperature"]
+    again = completed(phantom, settings, EVERY_THIRD, store=store)
+    assert not again.notes
+    assert again.calibration == fresh.calibration
+    np.testing.assert_array_equal(again.uncertainty, fresh.uncertainty)
 
 
 def test_a_fit_that_was_partly_replaced_is_not_stood_on(phantom, tmp_path, monkeypatch):

@@ -54,23 +54,21 @@ from torch.nn import functional as F
 from limner import stack_settings
 from limner.annotations import SectionLabels
 from limner.augmentation import Augmentation, augment
-from limner.calibration import first_within_one_standard_error, held_out_sections, temperature_scaling
+from limner.calibration import held_out_sections
 from limner.completion import (
     NORMAL_WIDTH,
     Completion,
     Finished,
     SectionResult,
-    area_errors,
     assemble,
     pixels_between,
-    widest_errors,
 )
-from limner.fusion_scale import sample
 from limner.fusion_stages import (
     Progress,
     changes,
     check,
     fit_borders,
+    forgotten,
     kept_fit,
     labels_to_stand_on,
     new_fusion,
@@ -89,14 +87,12 @@ from limner.pixel_classifier import (
 )
 from limner.run_record import Store, content_key, stored, timed
 from limner.section_fusion import SectionFusion
+from limner.stack_scales import fit_scales, still_calibrated
 from limner.stack_settings import Settings
 from limner.tiled_evidence import Tile, TiledEvidence
 from limner.volume import Volume
 
-WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
 AUGMENTED_COPIES = 2  # of each neighbouring labelled section, in local training
-SAMPLED = 2**22  # pixels times structures of a section on which lambda is fitted, about
-WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda; the paper's is the last
 
 
 # ---- one model: generalised EM ----------------------------------------------------------------------------------
@@ -451,47 +447,6 @@ class Model:
 # ---- fitting what is shared ---------------------------------------------------------------------------------------
 
 
-def fit_weight(model: Model, held_out: Sequence[int]) -> float:
-    """lambda per mm of spread squared, by the pixels that come out right on sections left out of fusion and training.
-
-    The smallest lambda that is within one standard error of the best: few sections decide, and too much weight costs
-    more than too little. Accuracy, not log loss: the network's errors are alike along whole
-    borders, so that log loss, which counts pixels as if they were independent, gives it several times too much weight.
-    """
-    fusion, samples = model.fusion, []
-    for z in held_out:
-        structures = fusion.structures(z, z)
-        pixels, truth = sample(fusion, z, structures, most=min(fusion.labels[z].size, SAMPLED // len(structures)))
-        log_pd, variance = model.network_evidence(z, left_out=z).at(pixels), fusion.spread(z, z) ** 2
-        samples.append((variance * log_pd, fusion.tiled_evidence(z, z).at(pixels), truth))
-
-    def right(weight: float) -> list[float]:
-        return [(e_step(d, f, weight).argmax(dim=0) == t).double().mean().item() for d, f, t in samples if len(t)]
-
-    typical = sum(fusion.spread(z, z) ** 2 for z in held_out) / len(held_out)
-    best = first_within_one_standard_error([right(power / typical) for power in WEIGHTS_TRIED])
-    return WEIGHTS_TRIED[best] / typical
-
-
-def fit_temperature(model: Model, left_out: Mapping[int, TiledEvidence]) -> dict[str, float]:
-    """Temperature of the final log w on left-out sections, and the expected calibration error before and after."""
-    samples = []
-    for z, log_w in left_out.items():
-        pixels, truth = sample(model.fusion, z, model.fusion.structures(z, z))
-        samples.append((log_w.at(pixels), truth))
-    return temperature_scaling(samples)
-
-
-def fit_area_width(model: Model, left_out: Mapping[int, TiledEvidence]) -> float:
-    """`limner.completion.widest_errors` of left-out sections' log w, once the temperature is set."""
-    errors = []
-    for z, log_w in left_out.items():
-        structures = np.asarray(model.fusion.structures(z, z))
-        sizes = log_w.tempered(model.temperature).areas()
-        errors.append(area_errors(*sizes, structures, model.fusion.labels[z]))
-    return widest_errors(errors, [model.fusion.spread(z, z) for z in left_out])
-
-
 def fit(
     settings: Settings,
     fusion: SectionFusion,
@@ -530,6 +485,8 @@ def fit(
         calibration |= fit_scales(model, held_out, store, everything)
         if not changed:
             remember_labels(fusion, kept, unlabelled, (key, everything))
+        elif not still_calibrated(model, held_out):
+            return fit(settings, fusion, tissues, forgotten(store), report)
         # a section then depends on its own atlases and, through the scales, a little on the left-out sections
         return model, calibration, content_key(stack_settings.ALGORITHM, fusion.spacing, asdict(settings), calibration)
     model.classifier = make_classifier(
@@ -542,32 +499,11 @@ def fit(
         model.load(stored(store, name, key, make))
         if name == "network-1":
             calibration |= fit_scales(model, held_out, store, everything)
+            if changed and not still_calibrated(model, held_out):
+                return fit(settings, fusion, tissues, forgotten(store), report)
     if not changed:
         remember_labels(fusion, kept, unlabelled, (key, everything))
     return model, calibration, content_key(everything, calibration)
-
-
-def fit_scales(model: Model, held_out: Sequence[int], store: Store | None, key: str) -> dict[str, float]:
-    """Fit lambda, the temperature and the width of intervals on the held-out sections, and set them."""
-    if not held_out:
-        model.notes.append("Too few labelled sections to calibrate on; the uncertainty is not calibrated.")
-        model.weight_per_mm = WEIGHT_UNFITTED / model.fusion.typical_spread() ** 2
-        return {}
-
-    def fitted() -> dict[str, NDArray[Any]]:
-        scales = {}
-        if model.settings.method in ("product", "gem") and not model.settings.weight_of_network:
-            model.weight_per_mm = scales["weight_per_mm"] = fit_weight(model, held_out)
-        left_out = {z: model.log_w(z, left_out=z)[0] for z in held_out}
-        scales |= fit_temperature(model, left_out)
-        model.temperature = scales["temperature"]
-        scales["area_width"] = fit_area_width(model, left_out)
-        return {name: np.asarray(value) for name, value in scales.items() if not math.isnan(value)}
-
-    scales = {name: float(value) for name, value in stored(store, "calibration", key, fitted).items()}
-    model.weight_per_mm = scales.get("weight_per_mm", math.nan)
-    model.temperature, model.area_width = scales["temperature"], scales.get("area_width", math.nan)
-    return scales
 
 
 # ---- the whole stack ----------------------------------------------------------------------------------------------
