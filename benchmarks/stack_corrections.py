@@ -1,11 +1,12 @@
 """After labels are corrected: network and scales kept from the run before, beside fitted anew.
 
-    python benchmarks/stack_corrections.py [--steps 400] [--method gem]
+    python benchmarks/stack_corrections.py [--steps 400] [--method gem] [--taken-over]
 
 Coarse labels of the mouse stack, every 10th section labelled from 0 to 250, withheld sections scored within 0.2 mm of
-their structures. First as many of the labelled sections as a fit stands (`fusion_stages.MAY_CHANGE`) hold what the
-neighbouring labelled sections say of them, as if a user had left them for later; then they are corrected to the truth.
-`kept` goes on in the store of the first run, `anew` begins with none. Reads LIMNER_DATA (default ../shared/data).
+their structures. First as many of the labelled sections as a fit stands (`fusion_stages.MAY_CHANGE`) are not labelled,
+or, `--taken-over`, hold what fusion makes of the others, as if a user had taken that for labels; then they are labelled.
+`kept` goes on in the store of the first run, `anew` begins with none. Each call adds its part to the results. Reads
+LIMNER_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ from stack_methods import WITHIN_MM, area_coverage, calibration_error
 EVERY = 10
 
 
-def not_corrected(case: Case, changed: list[int]) -> SectionLabels:
-    """The labels with some sections as the other labelled ones make them, by fusion."""
+def first_labels(case: Case, changed: list[int], taken_over: bool) -> SectionLabels:
+    """The labels without some sections, or with these as the others make them, by fusion."""
     given = case.annotations
     others = tuple(z for z in given.labelled if z not in changed)
     known = np.zeros_like(given.label_map.labels)
     known[list(others)] = given.label_map.labels[list(others)]
     of_others = SectionLabels(LabelMap(known, given.label_map.space), others)
+    if not taken_over:
+        return of_others
     made = complete(case.images, of_others, Settings(method="fusion"), device="cpu", jobs=1).labels.labels
     labels = given.label_map.labels.copy()
     labels[changed] = made[changed]
@@ -70,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="gem")
     parser.add_argument("--steps", type=int, default=400, help="of training")
+    parser.add_argument("--taken-over", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/stack_corrections.json"))
     given = parser.parse_args()
     stack = mouse_stack()
@@ -79,8 +83,7 @@ def main() -> None:
     labelled = case.annotations.labelled
     changed = list(labelled[2 : -2 : max(1, round(1 / MAY_CHANGE))])[: int(MAY_CHANGE * len(labelled))]
     settings = Settings(method=given.method, training_steps=given.steps)
-    first = not_corrected(case, changed)
-    wrong = first.label_map.labels[changed] != case.truth.labels[changed]
+    first = first_labels(case, changed, given.taken_over)
     rows: dict[str, Any] = {}
 
     def run(name: str, images: Volume, labels: SectionLabels, store: Path) -> None:
@@ -97,14 +100,16 @@ def main() -> None:
         "rows": rows,
         "changed": changed,
         "labelled": len(labelled),
-        "pixels_corrected": int(wrong.sum()),
         "settings": vars(settings),
         "algorithm": ALGORITHM,
         "versions": package_versions(),
         "machine": machine(),
     }
+    part = f"{given.method}, {'taken over' if given.taken_over else 'added'}"
+    earlier = json.loads(given.out.read_text()) if given.out.exists() else {}
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(given.out, lambda handle: handle.write((json.dumps(result, indent=1) + "\n").encode()))
+    text = json.dumps(earlier | {part: result}, indent=1) + "\n"
+    write_atomically(given.out, lambda handle: handle.write(text.encode()))
 
 
 if __name__ == "__main__":
