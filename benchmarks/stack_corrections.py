@@ -4,9 +4,9 @@
 
 Coarse labels of the mouse stack, every 10th section labelled from 0 to 250, withheld sections scored within 0.2 mm of
 their structures. First as many of the labelled sections as a fit stands (`fusion_stages.MAY_CHANGE`) are not labelled,
-or, `--taken-over`, hold what fusion makes of the others, as if a user had taken that for labels; then they are labelled.
-`kept` goes on in the store of the first run, `anew` begins with none. Each call adds its part to the results. Reads
-LIMNER_DATA (default ../shared/data).
+or, `--taken-over`, hold what fusion makes of the others, as if a user had taken that for labels; then they are
+labelled. `kept` goes on in the store of the first run, `anew` begins with none. Each call adds its part to the results.
+Reads LIMNER_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
