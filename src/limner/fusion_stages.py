@@ -270,16 +270,39 @@ def notes_on_sections(fusion: SectionFusion, annotations: SectionLabels, setting
     notes = [f"Section {z} is {what}: {alone or consequence(what)}." for z, what in faults.items()]
     for pair in fusion.warps.unmatched if fusion.warps is not None else ():
         notes.append(f"Sections {pair[1]} and {pair[0]} could not be registered: one is empty or constant.")
+    empty = [z for z in annotations.labelled if not annotations.label_map.labels[z].any()]
+    if empty:
+        notes.append(f"Labelled, but with no structure, so that all of it is taken for background: {in_words(empty)}.")
     return [*notes, *beyond_labels(annotations)]
 
 
-def kept_fit(changed: Sequence[int]) -> str:
+def kept_fit(changed: Sequence[int], redone: Sequence[int]) -> str:
     """What the user should know where labels were changed after network and scales had been fitted."""
-    sections = ", ".join(map(str, changed))
+    again = f"only those that they speak for were done again: {in_words(redone)}" if redone else "none was done again"
     return (
-        f"Labels of sections {sections} were changed, added or taken away after network and scales had been fitted; "
-        "these were kept, and only sections that those speak for were done again. --refit fits them to all labels."
+        f"Labels changed, added or taken away after network and scales had been fitted: {in_words(changed)}. These "
+        f"were kept, and of the completed sections {again}. --refit fits them to all labels."
     )
+
+
+def in_words(sections: Sequence[int]) -> str:
+    """Sections as text, those that follow one another together.
+
+    Examples
+    --------
+    >>> in_words([3, 7, 8, 9, 10, 12, 13])
+    'sections 3, 7 to 10, 12, 13'
+    >>> in_words([5])
+    'section 5'
+    """
+    runs: list[list[int]] = []
+    for z in sorted(sections):
+        if runs and z == runs[-1][-1] + 1:
+            runs[-1].append(z)
+        else:
+            runs.append([z])
+    texts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"section{'s' if len(sections) > 1 else ''} {', '.join(texts)}"
 
 
 def _labels_now(fusion: SectionFusion) -> tuple[dict[int, str], list[int]]:

@@ -221,8 +221,46 @@ def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr().err == "limner: warning: section 3 is constant\n"
 
 
-def test_mistyped_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("columns", ["60", "200"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("info x --labelz", "Unrecognized options: --labelz; perhaps you meant --labels; `limner info -h` explains"),
+        (
+            "stack complete a b -o c --jbos 3",
+            "Unrecognized options: --jbos, 3; perhaps you meant --jobs; `limner stack complete -h` explains",
+        ),
+        (
+            "stack complete a b -o c --jobs x",
+            "Error parsing --jobs: 'x' is no whole number; `limner stack complete -h` explains",
+        ),
+        (
+            "stack complete a b -o c --method foo",
+            "invalid choice 'foo' for argument '--method'. Expected one of ('network', 'fusion', 'product', 'gem'); "
+            "`limner stack complete -h` explains",
+        ),
+        ("stack", "Expected one of {complete, suggest, align}; `limner stack -h` explains"),
+        (
+            "stock complete",
+            "Unrecognized options: stock, complete; available subcommands: stack, scribbles, nuclei, membranes, prior, "
+            "evaluate, info, demo; `limner -h` explains",
+        ),
+    ],
+)
+def test_options_that_are_not_understood_are_told_in_one_line(
+    arguments: str, says: str, columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(arguments.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"limner: error: {says}\n"
+    assert not printed.out
+
+
+def test_what_is_missing_is_told_with_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["info", "x", "--labelz"])
+        main(["stack", "complete", "images"])
     assert stop.value.code == 2
-    assert "--labelz" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "LABELS" in told
+    assert "Labels of some sections" in told

@@ -449,7 +449,7 @@ def test_a_volume_comes_out_whole(data: Path, method: Method, capsys: pytest.Cap
 
     printed = capsys.readouterr()
     assert f"Report: {out / 'report.html'}" in printed.out
-    assert "Label next: section 1, 4." in printed.out
+    assert "Label next: section 1, 4 (the first is 0)." in printed.out
     assert "Note: section 4 registered badly" in printed.out
     assert printed.err.startswith("sections: 4 of 4")
     assert method.calls == 1

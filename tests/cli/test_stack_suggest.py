@@ -116,6 +116,6 @@ def test_it_names_what_complete_named(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert main(["stack", "suggest", str(tmp_path / "out")]) == 0
     chosen = [row[0] for row in rows(capsys.readouterr().out)]
-    assert f"Label next: section {', '.join(chosen)}." in printed
+    assert f"Label next: section {', '.join(chosen)} (the first is 0)." in printed
     assert len(chosen) == 3
     assert 6 < int(chosen[0]) < 12

@@ -585,7 +585,11 @@ def test_who_corrects_one_section_waits_for_those_it_speaks_for(phantom, method,
     assert "training" not in begun
     assert set(recomputed) == {7, 8, 10, 11}  # between labelled sections of which 12 is one of the four nearest
     assert after.calibration == before.calibration
-    assert [note for note in after.notes if note.startswith("Labels of sections 12 were changed")]
+    assert after.notes == (
+        "Labels changed, added or taken away after network and scales had been fitted: section 12. These were kept, "
+        "and of the completed sections only those that they speak for were done again: sections 7, 8, 10, 11. --refit "
+        "fits them to all labels.",
+    )
     assert (after.labels.labels[11] != before.labels.labels[11]).any()
     np.testing.assert_array_equal(after.labels.labels[12], changed[12])
     assert not run(labels).notes  # as they were
@@ -699,7 +703,7 @@ def test_stages_of_another_algorithm_are_made_anew(phantom, method, tmp_path, re
         completed(few, settings, (0, 2, 4), store=store, progress=lambda stage, *_: begun.append(stage))
         return {*begun} - {"label flow", "sections"}, sorted(recomputed)  # these two are told when they are read, too
 
-    computed = {"pairs of sections", "registration"} | ({"training"} if method == "gem" else set())
+    computed = {"checking sections", "registration"} | ({"training"} if method == "gem" else set())
     assert again() == (computed, [1, 3])
     assert again() == (set(), [])
     calibration = (tmp_path / "calibration.npz").read_bytes()

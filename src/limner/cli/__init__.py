@@ -7,7 +7,9 @@ What a command needs is imported when it is run, so that ``limner -h`` answers a
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import re
 import sys
@@ -93,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
             return command.run(["limner", *given])
+    except Misunderstood as error:
+        print(f"limner: error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
@@ -106,7 +111,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+class Misunderstood(Exception):
+    """Options that are not understood; the message is one line."""
+
+
 def _parse(arguments: list[str]) -> Command:
+    """The command that is asked for.
+
+    Raises
+    ------
+    Misunderstood
+        If options are not understood. What is missing altogether is told in full, with what it means, and ends with
+        SystemExit.
+    """
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return _parsed(arguments)
+    except SystemExit:
+        message = _in_one_line(told.getvalue(), arguments)
+        if message is None:
+            sys.stderr.write(told.getvalue())
+            raise
+        raise Misunderstood(message) from None
+
+
+def _in_one_line(box: str, arguments: list[str]) -> str | None:
+    """What a box of tyro's says, or None where it is no such box or tells what is missing.
+
+    Its first part is the fault, in a part after that may stand what was meant; rules lie between them.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours
+    title, *lines = [line.strip("\u2502\u256d\u256e\u2570\u256f ") for line in plain.splitlines()] or [""]
+    if not lines or "Required" in title:
+        return None
+    rules = re.split("(?:^|\n)[\u2500-]{8,}(?:\n|$)", "\n".join(lines).strip("\n"))
+    fault, *others = (" ".join(part.split()) for part in rules if part.strip())
+    fault = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", fault)
+    fault = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", fault)
+    for other in others:
+        if other.startswith("Available"):
+            fault += f"; {other[0].lower()}{other[1:]}"
+        elif meant := re.match(r"Perhaps you meant: (--[\w-]+)", other):
+            fault += f"; perhaps you meant {meant[1]}"
+    named = [n for n in (" ".join(arguments[:2]), *arguments[:1]) if n in HELP][:1]
+    return f"{fault.removesuffix('.')}; `{' '.join(['limner', *named])} -h` explains"
+
+
+def _parsed(arguments: list[str]) -> Command:
     import tyro
     from tyro.extras import SubcommandApp
 

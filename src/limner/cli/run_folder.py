@@ -233,14 +233,14 @@ class RunFolder:
 
     def _check_foreign(self, overwrite: bool) -> None:
         """A folder without a run: only when asked, and only where no file has the name of a result."""
+        for path in sorted(self.path.iterdir()):
+            if path.name.split(".")[0] in RESULTS:
+                raise ValueError(f"--output: {path} was not written by Limner; name another folder, or move it away")
         if not overwrite:
             raise ValueError(
                 f"--output: {self.path} is not empty and holds no run of Limner's; name another folder, or add "
                 "--overwrite to write beside what is there"
             )
-        for path in sorted(self.path.iterdir()):
-            if path.name.split(".")[0] in RESULTS:
-                raise ValueError(f"--output: {path} was not written by Limner; name another folder, or move it away")
 
     def _after_damage(self, new: RunRecord, overwrite: bool) -> RunRecord:
         """A run that stopped at once, after which files with the name of a result may be replaced; none is removed."""

@@ -58,8 +58,8 @@ class StackComplete:
     """
 
     images: Annotated[Positional[Path], arg(metavar="IMAGES")]
-    """The stack: a folder of PNG, TIFF or JPEG sections (natural order; sizes may differ), a multi-page TIFF, or a
-    NIfTI, NRRD, MHA or MGZ volume; grey or RGB."""
+    """The stack: a folder of PNG, TIFF or JPEG sections (natural order; sizes may differ), a multi-page TIFF, an
+    OME-Zarr, or a NIfTI, NRRD, MHA or MGZ volume; grey or RGB."""
     labels: Annotated[Positional[Path], arg(metavar="LABELS")]
     """Labels of some sections: a file of the same shape, or a folder that holds the labelled sections under the names
     of their images. 0 is background."""
@@ -414,5 +414,8 @@ def print_summary(output: Path, record: RunRecord) -> None:
     if record.scores:
         print_score(StackScore.from_json(record.scores), "against the truth")
     if record.suggestions:
-        print(f"Label next: section {', '.join(str(z) for z in record.suggestions)}.")
+        numbers = ", ".join(str(z) for z in record.suggestions)
+        names = ", ".join(record.sections[str(z)]["name"] for z in record.suggestions)
+        counted = f"section {numbers} (the first is 0)"
+        print(f"Label next: {counted if names == numbers else f'{names}; {counted}'}.")
     print(f"Report: {output / 'report.html'}")

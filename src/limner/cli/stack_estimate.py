@@ -23,7 +23,7 @@ SECTION_COPIES = 4  # of one section at its own size, while it is read or writte
 KEPT = 20  # bytes a pixel of the stack at the size computed, labels and uncertainty
 LEVELS = 9  # bytes a pixel and channel of the same: as read, and as grey levels twice
 FUSION_COPIES = 8  # of a section's probabilities, float32
-LONG, LARGE = 120, 4e9  # seconds, bytes; of what is shorter and smaller nothing is said
+LONG, LARGE = 60, 4e9  # seconds, bytes; of what is shorter and smaller nothing is said
 
 
 @dataclass(frozen=True)

@@ -321,6 +321,8 @@ class Model:
         As `limner.completion.widest_errors` gives it; NaN: all pixels are taken to err alike.
     notes : list of str
         What the user should know.
+    corrected, redone : list of int
+        Labelled sections that were changed since the fit on which the model stands, and sections completed by this run.
     """
 
     settings: Settings
@@ -330,6 +332,8 @@ class Model:
     temperature: float = 1.0
     area_width: float = math.nan
     notes: list[str] = field(default_factory=list)
+    corrected: list[int] = field(default_factory=list)
+    redone: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.remember(gaps=2)
@@ -426,6 +430,7 @@ class Model:
     def complete_section(self, z: int, keep_probabilities: bool) -> SectionResult:
         """All of one unlabelled section."""
         began = time.perf_counter()
+        self.redone.append(z)
         log_w, history, entropy_before = self.log_w(z)
         tempered = log_w.tempered(self.temperature)
         width = NORMAL_WIDTH if math.isnan(self.area_width) else self.area_width * self.fusion.spread(z)
@@ -474,12 +479,12 @@ def fit(
     kept = None if settings.mirror else store  # what the mirror image says of a section follows from all labels
     labels, changed = labels_to_stand_on(fusion, kept, unlabelled)
     key, everything = content_key(*stack, options.identity(), labels), content_key(unlabelled, labels)
-    if changed:
-        model.notes.append(kept_fit(changed))
+    model.corrected = changed
     if settings.fusion == "blended" and not settings.rho and settings.method != "network":
         calibration |= fit_borders(fusion, settings, store, everything)
-        if not calibration.get("mirror", 1.0):
-            model.notes.append("The mirror image was not asked: left-out sections come out no better with it.")
+        if settings.mirror:
+            found = ("not asked", "no better") if not calibration["mirror"] else ("asked", "better")
+            model.notes.append(f"The mirror image was {found[0]}: left-out sections come out {found[1]} with it.")
     held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any() and z not in misled]
     if settings.method == "fusion":
         calibration |= fit_scales(model, held_out, store, everything)
@@ -586,6 +591,8 @@ def complete(
     with timed(seconds, "sections"):
         asked = (key, keep_probabilities)
         sections = _completed(model, annotations.unlabelled, asked, jobs, store, report, finished)
+    if model.corrected:
+        model.notes.append(kept_fit(model.corrected, model.redone))
     notes = (*model.notes, *notes_on_sections(fusion, annotations, settings))
     return assemble(annotations, sections, seconds, calibration, notes, changes(fusion))
 

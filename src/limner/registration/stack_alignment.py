@@ -188,7 +188,7 @@ def inspect(
     n = len(sound)
     listed = [(i, i + step) for step in (1, 2) for i in range(n - step)]
     images = usable[sound.tolist()]
-    fits = fit_pairs(images, listed, spacing, 2 * max_angle, partial(progress, "pairs of sections"))
+    fits = fit_pairs(images, listed, spacing, 2 * max_angle, partial(progress, "checking sections"))
     orientations = np.zeros(n, np.int64)
     if not keep_orientation:
         orientations = find_orientations(fits.pairs, fits.correlation, n).sure
