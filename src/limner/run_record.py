@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import struct
+import threading
 import time
 import tokenize
 import uuid
@@ -32,6 +33,9 @@ from numpy.typing import NDArray
 PACKAGES = ("limner", "torch", "numpy", "scipy", "SimpleITK", "scikit-image")
 _KEY = "key"
 _ARRAY = "array."
+# numpy parses the header of each array as Python; before 3.11.8 Python's parser errs now and then when two threads use it
+# at once ("AST constructor recursion depth mismatch", https://github.com/python/cpython/pull/113035)
+ONE_READS = threading.Lock()
 _DAMAGE = (  # what numpy raises for a damaged .npz
     *(OSError, EOFError, ValueError, KeyError, NotImplementedError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
@@ -145,7 +149,7 @@ class Store:
         """The arrays saved for `stage`, or None when there are none, they had another key, or the file is damaged."""
         try:
             # opened here, for numpy leaves the handle open when the file turns out to be damaged
-            with self._path(stage).open("rb") as handle, np.load(handle, allow_pickle=False) as saved:
+            with ONE_READS, self._path(stage).open("rb") as handle, np.load(handle, allow_pickle=False) as saved:
                 if saved[_KEY].item() != key:
                     return None
                 return {n.removeprefix(_ARRAY): saved[n] for n in saved.files if n.startswith(_ARRAY)}
@@ -155,7 +159,7 @@ class Store:
     def holds(self, stage: str, key: str) -> bool:
         """Whether there are arrays of `stage` made from `key`; they are not read."""
         try:
-            with self._path(stage).open("rb") as handle, np.load(handle, allow_pickle=False) as saved:
+            with ONE_READS, self._path(stage).open("rb") as handle, np.load(handle, allow_pickle=False) as saved:
                 return bool(saved[_KEY].item() == key)
         except _DAMAGE:
             return False

@@ -27,7 +27,7 @@ from skimage.measure import block_reduce
 from limner.inference import Image, Options, TiledNetwork, predict
 from limner.io.outlines import Outline, trace
 from limner.object_table import object_table
-from limner.run_record import content_key, write_atomically
+from limner.run_record import ONE_READS, content_key, write_atomically
 from limner.seams import number_objects
 from limner.tiles import Rectangle, Tile, TileGrid
 from limner.tissue import TissueMap
@@ -87,7 +87,7 @@ class SeparatedTiles:
         if not path.exists():
             return None
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            with ONE_READS, path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 return np.asarray(saved[name])
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"SeparatedTiles(): {path} is damaged ({error}); delete it and run again") from None

@@ -673,10 +673,14 @@ def test_a_folder_with_other_files_is_left_alone(
     out = data.parent / "out"
     out.mkdir()
     (out / "labels.nii.gz").write_text("mine")
+    for asked in ((), ("--overwrite",)):
+        assert main(command(data, *asked)) == 2
+        assert "labels.nii.gz was not written by Limner" in capsys.readouterr().err
+    assert tree(out) == {"labels.nii.gz": b"mine"}
+    (out / "labels.nii.gz").rename(out / "notes.txt")
     assert main(command(data)) == 2
     assert "holds no run of Limner's" in capsys.readouterr().err
-    assert main(command(data, "--overwrite")) == 2
-    assert tree(out) == {"labels.nii.gz": b"mine"}
+    assert tree(out) == {"notes.txt": b"mine"}
     assert method.calls == 0
 
 
