@@ -84,7 +84,7 @@ def prepare(fusion: SectionFusion, settings: Settings, jobs: int, store: Store |
     report : callable
         Called with the name of a stage, how much of it is done, and how much there is.
     """
-    # torch's optimisers load this when the first of them is made, and parse Python then: see limner.run_record.ONE_READS
+    # torch's optimisers load this when the first of them is made, and parse Python then: see run_record.ONE_READS
     importlib.import_module("torch._dynamo")
     fusion.inspection = _inspected(fusion, settings, store, report)
     fusion.warps = _registered(fusion, settings, store, report)

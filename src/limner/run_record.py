@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 PACKAGES = ("limner", "torch", "numpy", "scipy", "SimpleITK", "scikit-image")
 _KEY = "key"
 _ARRAY = "array."
-# numpy parses the header of each array as Python; before 3.11.8 Python's parser errs now and then when two threads use it
-# at once ("AST constructor recursion depth mismatch", https://github.com/python/cpython/pull/113035)
+# numpy parses the header of each array as Python; before 3.11.8 Python's parser errs now and then when two threads use
+# it at once ("AST constructor recursion depth mismatch", https://github.com/python/cpython/pull/113035)
 ONE_READS = threading.Lock()
 _DAMAGE = (  # what numpy raises for a damaged .npz
     *(OSError, EOFError, ValueError, KeyError, NotImplementedError, SyntaxError),
