@@ -8,8 +8,8 @@ their structures. The labels are registration-derived and smooth along z: they c
 and prove nothing about anatomy. Peers live in .venv-peers (make bench-peers; stack_peers.py holds them). Each row is
 made in a process of its own, on one thread, and every section is stored in bench-out/ as soon as it is made: a run that
 was stopped goes on. Tables are made from all that is stored, and so are docs/stack_completion.svg and
-benchmarks/results/stack_completion.json, which keep spacings of which nothing is stored as they were; --show does no
-more than that.
+benchmarks/results/stack_completion.json, which keep rows that are not stored as they were; --show does no more than
+that.
 
 - ANTs joint label fusion is made for every fourth section (the odd multiples of 2), Biomedisa on a piece of the first
   two gaps after section 100; other rows are also scored there, for comparison.
@@ -241,7 +241,7 @@ class Clock:
         now = {"seconds": time.perf_counter(), "cpu_seconds": time.process_time()}
         cost = {name: self.before[name] + now[name] - self.began[name] for name in now}
         peak = max(self.before.get("peak_mb", 0.0), peak_mb())
-        text = json.dumps(cost | {"peak_mb": peak})
+        text = json.dumps(cost | {"peak_mb": peak, "algorithm": ALGORITHM})
         write_atomically(self.path, lambda handle: handle.write(text.encode()))
 
 
@@ -431,7 +431,8 @@ class Scorer:
             f"{name}_a_section": (prepared[name] + sum(float(f.get(name, 0)) for f in found)) / len(found)
             for name in ("seconds", "cpu_seconds")
         }
-        return cost | {"peak_mb": max(prepared["peak_mb"], *(float(f.get("peak_mb", 0)) for f in found))}
+        made = {name: prepared[name] for name in ("algorithm",) if name in prepared}
+        return cost | made | {"peak_mb": max(prepared["peak_mb"], *(float(f.get("peak_mb", 0)) for f in found))}
 
 
 def scored(case: Case, folder: Path) -> Result:
@@ -555,6 +556,17 @@ def main() -> None:
     report(stored, given.store, given.peers, out, given.figure or Path(f"docs/{name}.svg"), spacing)
 
 
+def merged(earlier: dict[str, Result], new: dict[str, Result]) -> dict[str, Result]:
+    """The tables of two calls: of each row the newer one, in the order of `ROWS`."""
+    order, together = [row.title for row in ROWS], dict(earlier)
+    for name, tables in new.items():
+        together[name] = {}
+        for where in TITLES:
+            rows = {row["title"]: row for of in (earlier.get(name, {}), tables) for row in of.get(where, [])}
+            together[name][where] = sorted(rows.values(), key=lambda row: order.index(row["title"]))
+    return together
+
+
 def report(cases: list[Case], store: Path, python: Path, out: Path, drawn: Path, spacing_mm: float) -> None:
     """Score what is stored; print the tables, write the numbers and the figure."""
     tables = {case.name: scored(case, store / case.name) for case in cases}
@@ -565,12 +577,14 @@ def report(cases: list[Case], store: Path, python: Path, out: Path, drawn: Path,
     settings = {"within_mm": WITHIN_MM, "resampled": RESAMPLED, "unet_cpu_seconds": UNET_CPU_SECONDS, "threads": 1}
     seeds = {"displaced": DISPLACED_SEED, "resampling": 0, "peers": 1, "limner": Settings().seed}
     versions = package_versions() | {f"peers: {n}": v for n, v in peer_versions(python).items()}
-    made_by = {"versions": versions, "machine": machine(), "algorithm": ALGORITHM}
-    # a case of which nothing is stored here stays as an earlier call left it
-    earlier = json.loads(out.read_text()) if out.exists() else {"cases": {}, "made_by": {}}
-    tables = earlier["cases"] | tables
-    of_cases = {name: earlier["made_by"][name] for name in earlier["cases"]} | {c.name: made_by for c in cases}
-    result = {"cases": tables, "made_by": of_cases, "settings": settings, "seeds": seeds}
+    # rows that are not stored here stay as an earlier call left them; each names who made it
+    earlier = json.loads(out.read_text()) if out.exists() else {"cases": {}, "makers": []}
+    makers = [*earlier["makers"], {"versions": versions, "machine": machine()}]
+    for of_case in tables.values():
+        for row in (row for results in of_case.values() for row in results):
+            row["maker"] = len(makers) - 1
+    tables = merged(earlier["cases"], tables)
+    result = {"cases": tables, "makers": makers, "settings": settings, "seeds": seeds}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda handle: handle.write((json.dumps(result, indent=1) + "\n").encode()))
     shown = {name: of_case for name, of_case in tables.items() if of_case["everywhere"]}

@@ -54,7 +54,7 @@ OF_A_STACK = {
     "faults": (fusion_stages, "_inspected"),
     "registration": (fusion_stages, "_registered"),
     "label flow": (fusion_stages, "_flows"),
-    "rho": (stack_completion, "fitted_rho"),
+    "rho": (fusion_stages, "fitted_rho"),
     "global training": (stack_completion, "train_globally"),
     "scales on left-out sections": (stack_completion, "fit_scales"),
 }

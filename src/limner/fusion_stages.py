@@ -200,13 +200,16 @@ def change(fusion: SectionFusion, before: int, after: int) -> float:
     return float((moved != fixed)[either].double().mean()) if either.any() else 0.0
 
 
-def labels_to_stand_on(fusion: SectionFusion, store: Store | None, key: str) -> tuple[str, list[int]]:
+def labels_to_stand_on(
+    fusion: SectionFusion, store: Store | None, key: str, held_out: list[int]
+) -> tuple[str, list[int], list[int]]:
     """Which labels network and scales are to be fitted to: as they are, or as they were when they were fitted before.
 
     Who corrects a section waits for the sections that it speaks for, not for the network to be trained again. An
     earlier fit is kept while at most `MAY_CHANGE` of its labelled sections were changed, added or taken away, the
-    same structures are labelled, and the store still has it whole; `limner.stack_scales.still_calibrated` is asked
-    then. Else it is forgotten before another is begun, which takes the place of its stages one by one.
+    same structures are labelled, one of the sections that were left out of it is still labelled, and the store has it
+    whole; `limner.stack_scales.still_calibrated` is asked then. Else it is forgotten before another is begun, which
+    takes the place of its stages one by one.
 
     Parameters
     ----------
@@ -216,6 +219,8 @@ def labels_to_stand_on(fusion: SectionFusion, store: Store | None, key: str) -> 
         Where stages are kept; None: labels as they are.
     key : str
         Of all that fits depend on but labels.
+    held_out : list of int
+        Labelled sections that a fit to the labels as they are would leave out to fit scales on.
 
     Returns
     -------
@@ -223,6 +228,8 @@ def labels_to_stand_on(fusion: SectionFusion, store: Store | None, key: str) -> 
         Stands for the labels.
     changed : list of int
         Sections labelled otherwise since, increasing.
+    held_out : list of int
+        Those of the fit to stand on, where they are still labelled.
     """
     now, structures = _labels_now(fusion)
     earlier = store.load(FITTED_LABELS, key) if store is not None else None
@@ -230,19 +237,23 @@ def labels_to_stand_on(fusion: SectionFusion, store: Store | None, key: str) -> 
         before = dict(zip(earlier["sections"].tolist(), earlier["hashes"].tolist(), strict=True))
         changed = sorted(z for z in {*now, *before} if now.get(z) != before.get(z))
         held = zip(earlier["stages"].tolist(), earlier["keys"].tolist(), strict=True)
-        if len(changed) <= MAY_CHANGE * len(before) and store is not None and all(store.holds(*each) for each in held):
-            return content_key(sorted(before.items())), changed
-    if store is not None:
-        store.remove(FITTED_LABELS)
-    return content_key(sorted(now.items())), []
+        still = [z for z in earlier["held_out"].tolist() if fusion.labels[z].any() and z in now]
+        few, whole = len(changed) <= MAY_CHANGE * len(before), store is not None and all(store.holds(*e) for e in held)
+        none = not held_out and not len(earlier["held_out"])  # nor were there any
+        if few and whole and (still or none):
+            return content_key(sorted(before.items())), changed, still
+    forget_fit(store)
+    return content_key(sorted(now.items())), [], held_out
 
 
-def remember_labels(fusion: SectionFusion, store: Store | None, key: str, fitted: Sequence[str]) -> None:
+def remember_labels(
+    fusion: SectionFusion, store: Store | None, key: str, fitted: Sequence[str], held_out: Sequence[int]
+) -> None:
     """Keep for `labels_to_stand_on`, under its key, that everything is fitted to the labels as they are.
 
     Parameters
     ----------
-    fusion, store, key
+    fusion, store, key, held_out
         As there.
     fitted : sequence of str
         Keys under which the stages of the fit are stored.
@@ -251,22 +262,27 @@ def remember_labels(fusion: SectionFusion, store: Store | None, key: str, fitted
         now, structures = _labels_now(fusion)
         stages = [(stage, k) for stage in FITTED for k in fitted if store.holds(stage, k)]
         kept = {"sections": [*now], "hashes": [*now.values()], "structures": structures}
-        kept |= {"stages": [stage for stage, _ in stages], "keys": [k for _, k in stages]}
+        kept |= {"held_out": held_out, "stages": [stage for stage, _ in stages], "keys": [k for _, k in stages]}
         store.save(FITTED_LABELS, key, {n: np.asarray(v, str if n in AS_TEXT else int) for n, v in kept.items()})
 
 
-def forgotten(store: Store | None) -> Store | None:
-    """The store, which no longer knows an earlier fit to stand on."""
+def forget_fit(store: Store | None) -> None:
+    """Let the next call of `labels_to_stand_on` find no earlier fit."""
     if store is not None:
         store.remove(FITTED_LABELS)
-    return store
 
 
 def notes_on_sections(fusion: SectionFusion, annotations: SectionLabels, settings: Settings) -> list[str]:
     """What the user should know of single sections: what is wrong with them, and where no label is near."""
     faults = fusion.inspection.faults() if fusion.inspection is not None else {}
-    alone = "the network sees it as it is; look at its labels" if settings.method == "network" else ""
-    notes = [f"Section {z} is {what}: {alone or consequence(what)}." for z, what in faults.items()]
+    notes = []
+    for z, what in faults.items():
+        follows = consequence(what)
+        if settings.method == "network":
+            follows = "the network sees it as it is; look at its labels"
+        if settings.method != "fusion" and z in annotations.labelled and z in fusion.misleading:
+            follows = "the network is not taught by it" + ("" if settings.method == "network" else f"; {follows}")
+        notes.append(f"Section {z} is {what}: {follows}.")
     for pair in fusion.warps.unmatched if fusion.warps is not None else ():
         notes.append(f"Sections {pair[1]} and {pair[0]} could not be registered: one is empty or constant.")
     empty = [z for z in annotations.labelled if not annotations.label_map.labels[z].any()]
@@ -277,10 +293,10 @@ def notes_on_sections(fusion: SectionFusion, annotations: SectionLabels, setting
 
 def kept_fit(changed: Sequence[int], redone: Sequence[int]) -> str:
     """What the user should know where labels were changed after network and scales had been fitted."""
-    again = f"only those that they speak for were done again: {in_words(redone)}" if redone else "none was done again"
+    again = f"Done again: {in_words(redone)}." if redone else "No section had to be done again."
     return (
-        f"Labels changed, added or taken away after network and scales had been fitted: {in_words(changed)}. These "
-        f"were kept, and of the completed sections {again}. --refit fits them to all labels."
+        f"Labels changed, added or taken away since the fit to the labels: {in_words(changed)}. The fit was kept "
+        f"(--refit makes it anew). {again}"
     )
 
 

@@ -1,13 +1,13 @@
 """Scales that are fitted on labelled sections left out of fusion and network: lambda, temperature, width of intervals.
 
-What is fitted is a `limner.methods.stack_completion.Model`; its network has not seen these sections.
+The network of the model for which they are fitted has not seen these sections.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,9 @@ from limner.calibration import first_within_one_standard_error, temperature_scal
 from limner.completion import area_errors, widest_errors
 from limner.fusion_scale import sample
 from limner.run_record import Store, stored
+from limner.section_fusion import SectionFusion
+from limner.stack_settings import Settings
 from limner.tiled_evidence import TiledEvidence
-
-if TYPE_CHECKING:
-    from limner.methods.stack_completion import Model
 
 WEIGHT_UNFITTED = 0.1  # lambda where no section can be left out to fit it
 SAMPLED = 2**22  # pixels times structures of a section on which lambda is fitted, about
@@ -27,8 +26,47 @@ WEIGHTS_TRIED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lambda;
 MAY_BE_OFF = 1.5  # factor by which kept scales may differ from those that corrected labels ask for
 
 
+class Model(Protocol):
+    """What the scales are fitted for: `limner.methods.stack_completion.Model`, which says what each of these is."""
+
+    settings: Settings
+    fusion: SectionFusion
+    weight_per_mm: float
+    temperature: float
+    area_width: float
+    notes: list[str]
+
+    def log_w(self, z: int, left_out: int | None = None) -> tuple[TiledEvidence, list[float], float]:
+        """log w of a section, the objective's history, and mean entropy before GEM."""
+
+    def network_evidence(self, z: int, left_out: int | None = None) -> TiledEvidence:
+        """log p_d of a section."""
+
+    def shown(self, z: int, left_out: int | None = None) -> tuple[int, ...]:
+        """The neighbouring labelled sections that a network may be shown."""
+
+
 def fit_scales(model: Model, held_out: Sequence[int], store: Store | None, key: str) -> dict[str, float]:
-    """Fit lambda, the temperature and the width of intervals on the held-out sections, and set them."""
+    """Fit lambda, the temperature and the width of intervals on the held-out sections, and set them.
+
+    Parameters
+    ----------
+    model : Model
+        Its `weight_per_mm`, `temperature` and `area_width` are set.
+    held_out : sequence of int
+        Labelled sections, left out one by one; none: lambda is `WEIGHT_UNFITTED` at the stack's typical spread, and a
+        note says that nothing is calibrated.
+    store : Store, optional
+        Where the scales are kept.
+    key : str
+        Of all that they depend on.
+
+    Returns
+    -------
+    dict
+        ``weight_per_mm`` (1 / mm, where there are network and fusion), ``temperature``, ``area_width``, and the
+        expected calibration error before and after, ``ece_before`` and ``ece_after``.
+    """
     if not held_out:
         model.notes.append("Too few labelled sections to calibrate on; the uncertainty is not calibrated.")
         model.weight_per_mm = WEIGHT_UNFITTED / model.fusion.typical_spread() ** 2
@@ -84,8 +122,23 @@ def fit_weight(model: Model, held_out: Sequence[int]) -> float:
     The smallest lambda that is within one standard error of the best: few sections decide, and too much weight costs
     more than too little. Accuracy, not log loss: the network's errors are alike along whole
     borders, so that log loss, which counts pixels as if they were independent, gives it several times too much weight.
+
+    Parameters
+    ----------
+    model : Model
+        With fusion and network.
+    held_out : sequence of int
+        Labelled sections; passed over where no neighbour may be shown to the network.
+
+    Returns
+    -------
+    float
+        1 / mm.
     """
     fusion, samples = model.fusion, []
+    held_out = [z for z in held_out if model.shown(z, z)]
+    if not held_out:
+        return WEIGHT_UNFITTED / fusion.typical_spread() ** 2
     for z in held_out:
         structures = fusion.structures(z, z)
         pixels, truth = sample(fusion, z, structures, most=min(fusion.labels[z].size, SAMPLED // len(structures)))

@@ -6,7 +6,7 @@ import pytest
 from limner.metrics.pixels import evaluation_mask, score_stack
 from limner.space import Space
 from limner.volume import LabelMap, Volume
-from stack_completion import Case, count, displace, pooled_dice, resampled, table
+from stack_completion import ROWS, Case, count, displace, merged, pooled_dice, resampled, table
 
 SPACING = (0.05, 0.04, 0.02)
 
@@ -111,3 +111,17 @@ def test_table_leaves_unmeasured_cost_empty() -> None:
     }
     expected = "| copy | 0.5000 (0.400 to 0.600) | 0.2500 | 0.5000 | 0.7500 (0.700 to 0.800) |  |  |  |"
     assert table([result]).splitlines()[-1] == expected
+
+
+def test_rows_of_an_earlier_call_stay_where_no_newer_were_made() -> None:
+    def case(**rows: int) -> dict[str, list[dict[str, object]]]:
+        named = {row.group: row.title for row in ROWS}
+        return {"everywhere": [{"title": named[group], "maker": maker} for group, maker in rows.items()], "fourth": []}
+
+    found = merged({"every10": case(gem=0, nearest=0), "every5": case(linear=0)}, {"every10": case(fusion=1, gem=1)})
+    assert [(row["title"], row["maker"]) for row in found["every10"]["everywhere"]] == [
+        ("copy of the nearest labelled section", 0),
+        ("Limner, fusion", 1),
+        ("Limner, gem", 1),
+    ]
+    assert found["every5"] == case(linear=0)

@@ -239,6 +239,15 @@ def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
             "invalid choice 'foo' for argument '--method'. Expected one of ('network', 'fusion', 'product', 'gem'); "
             "`limner stack complete -h` explains",
         ),
+        (
+            "stack complete a b -o c --working-um abc",
+            "Error parsing --working-um: 'abc' is no value for it; `limner stack complete -h` explains",
+        ),
+        (
+            "stack complete a b -o c --jbos 3 --mehtod gem",
+            "Unrecognized options: --jbos, 3, --mehtod, gem; perhaps you meant --jobs for --jbos; perhaps you meant "
+            "--method for --mehtod; `limner stack complete -h` explains",
+        ),
         ("stack", "Expected one of {complete, suggest, align}; `limner stack -h` explains"),
         (
             "stock complete",

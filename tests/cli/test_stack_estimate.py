@@ -28,8 +28,10 @@ def test_it_is_near_what_hundreds_of_structures_took() -> None:
     assert atlas.memory == pytest.approx(2.8e9, rel=0.3)
     fine = Work(270, 243, (193, 271), (193, 271), structures=250, steps=0, channels=1)
     assert fine.seconds == pytest.approx(221, rel=0.6)
-    few, many = (replace(fine, structures=672, steps=steps, network_pixels=68).seconds for steps in (1, 1000))
+    part = replace(fine, sections=31, unlabelled=27, all_structures=323, network_pixels=68)
+    few, many = (replace(part, steps=steps).seconds for steps in (1, 1000))
     assert (many - few) / 999 == pytest.approx(0.3, rel=0.6)
+    assert replace(part, steps=1000, all_structures=700).seconds > replace(part, steps=1000).seconds + 100
 
 
 def test_the_papers_network_takes_far_longer() -> None:
@@ -52,7 +54,7 @@ def test_it_grows_with_the_work() -> None:
 
 
 def test_in_words() -> None:
-    assert str(LARGE) == "about 47 min and 4 GB of memory"
+    assert str(LARGE) == "about 48 min and 4 GB of memory"
     assert not Work(3, 2, (30, 30), (30, 30), structures=2, steps=0).is_long
     quick_and_large = Work(3, 2, (15_000, 15_000), (1000, 1000), structures=30, steps=0, jobs=8, pairs=0)
     assert quick_and_large.memory > 4e9

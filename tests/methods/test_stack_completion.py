@@ -586,9 +586,8 @@ def test_who_corrects_one_section_waits_for_those_it_speaks_for(phantom, method,
     assert set(recomputed) == {7, 8, 10, 11}  # between labelled sections of which 12 is one of the four nearest
     assert after.calibration == before.calibration
     assert after.notes == (
-        "Labels changed, added or taken away after network and scales had been fitted: section 12. These were kept, "
-        "and of the completed sections only those that they speak for were done again: sections 7, 8, 10, 11. --refit "
-        "fits them to all labels.",
+        "Labels changed, added or taken away since the fit to the labels: section 12. The fit was kept (--refit makes "
+        "it anew). Done again: sections 7, 8, 10, 11.",
     )
     assert (after.labels.labels[11] != before.labels.labels[11]).any()
     np.testing.assert_array_equal(after.labels.labels[12], changed[12])

@@ -127,7 +127,9 @@ def _parse(arguments: list[str]) -> Command:
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return _parsed(arguments)
+            command = _parsed(arguments)
+        sys.stderr.write(told.getvalue())
+        return command
     except SystemExit:
         message = _in_one_line(told.getvalue(), arguments)
         if message is None:
@@ -146,14 +148,19 @@ def _in_one_line(box: str, arguments: list[str]) -> str | None:
     if not lines or "Required" in title:
         return None
     rules = re.split("(?:^|\n)[\u2500-]{8,}(?:\n|$)", "\n".join(lines).strip("\n"))
-    fault, *others = (" ".join(part.split()) for part in rules if part.strip())
+    parts = [" ".join(part.split()) for part in rules if part.strip()]
+    if not parts:
+        return None
+    fault, *others = parts
     fault = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", fault)
     fault = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", fault)
-    for other in others:
+    union = r"(Error parsing [^:]*): No type matching .* could be instantiated from \['?(.*?)'?\].*"
+    fault = re.sub(union, r"\1: '\2' is no value for it", fault, flags=re.IGNORECASE)
+    for other in sorted(others):  # tyro's order is any
         if other.startswith("Available"):
             fault += f"; {other[0].lower()}{other[1:]}"
-        elif meant := re.match(r"Perhaps you meant: (--[\w-]+)", other):
-            fault += f"; perhaps you meant {meant[1]}"
+        elif meant := re.match(r"(?:Perhaps you meant|Arguments similar to (--[\w-]+)): (--[\w-]+)", other):
+            fault += f"; perhaps you meant {meant[2]}" + (f" for {meant[1]}" if meant[1] else "")
     named = [n for n in (" ".join(arguments[:2]), *arguments[:1]) if n in HELP][:1]
     return f"{fault.removesuffix('.')}; `{' '.join(['limner', *named])} -h` explains"
 

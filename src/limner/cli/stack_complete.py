@@ -269,6 +269,7 @@ def _print_estimate(command: StackComplete, stack: Stack) -> None:
         steps=0 if command.settings.method == "fusion" else command.settings.training_steps,
         jobs=jobs_on("cpu" if on_cpu else "cuda", command.jobs),
         channels=3 if stack.full is not None else stack.images.pixels[0, 0, 0].size,
+        all_structures=len(np.unique(labels[list(stack.annotations.labelled)])),
         pairs={"none": 0, "chained": 1, "direct": MOST_ATLASES}[command.settings.registration],
         network_pixels=command.settings.network_pixels,
         large_network=command.settings.network == "fcn_vgg16",

@@ -15,7 +15,7 @@ REGISTERED = 2.5  # seconds a million pixels of a section at the size computed, 
 FUSED = 0.5  # seconds a million pixels and structure
 NEAR = 16  # structures that are told apart at a pixel, at most, where there are so many that tiles are made
 NETWORK_PIXELS = 136  # longer side of the sections for which the next two hold, by the U-Net
-TRAINED = 0.13  # seconds a step of training, and a hundredth more for each structure
+TRAINED = 0.12  # seconds a step of training, and a fiftieth more for each structure
 ADAPTED = 0.2  # seconds a section for the last layer, a tenth more for each structure; a gap's is shared out
 LARGE_NETWORK = 25  # times as long takes the paper's network, and to move a whole network for each section
 PROGRAM = 0.6e9  # bytes with nothing loaded
@@ -36,8 +36,8 @@ class Work:
         Of the stack.
     size, working_size : tuple of int
         (Y, X) of the sections, and of these as they are computed.
-    structures : int
-        Most on any labelled section.
+    structures, all_structures : int
+        Most on any labelled section, and of all labelled sections; 0: as many.
     steps : int
         Of training; 0 where there is no network.
     network_pixels : int
@@ -60,6 +60,7 @@ class Work:
     steps: int
     jobs: int = 1
     channels: int = 3
+    all_structures: int = 0
     pairs: int = 1
     network_pixels: int = NETWORK_PIXELS
     large_network: bool = False
@@ -70,7 +71,8 @@ class Work:
         """About how long it takes."""
         full, working = (y * x / 1e6 for y, x in (self.size, self.working_size))
         network = (min(self.network_pixels, max(self.working_size)) / NETWORK_PIXELS) ** 2
-        step = TRAINED * network * (1 + self.structures / 100) * (LARGE_NETWORK if self.large_network else 1)
+        known = self.all_structures or self.structures  # to the network, which has an output for each
+        step = TRAINED * network * (1 + known / 50) * (LARGE_NETWORK if self.large_network else 1)
         each = FUSED * working * (self.structures if self.structures <= MANY else NEAR)
         if self.steps:
             adapted = ADAPTED * network * (1 + self.structures / 10)

@@ -68,7 +68,7 @@ from limner.fusion_stages import (
     changes,
     check,
     fit_borders,
-    forgotten,
+    forget_fit,
     kept_fit,
     labels_to_stand_on,
     new_fusion,
@@ -477,7 +477,8 @@ def fit(
     stack = (stack_settings.ALGORITHM, fusion.images, fusion.positions, sorted(misled), tissues, fusion.device)
     unlabelled = content_key(*stack, options.identity(), fusion.spacing, asdict(settings))
     kept = None if settings.mirror else store  # what the mirror image says of a section follows from all labels
-    labels, changed = labels_to_stand_on(fusion, kept, unlabelled)
+    held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any() and z not in misled]
+    labels, changed, held_out = labels_to_stand_on(fusion, kept, unlabelled, held_out)
     key, everything = content_key(*stack, options.identity(), labels), content_key(unlabelled, labels)
     model.corrected = changed
     if settings.fusion == "blended" and not settings.rho and settings.method != "network":
@@ -485,13 +486,13 @@ def fit(
         if settings.mirror:
             found = ("not asked", "no better") if not calibration["mirror"] else ("asked", "better")
             model.notes.append(f"The mirror image was {found[0]}: left-out sections come out {found[1]} with it.")
-    held_out = [z for z in held_out_sections(fusion.labelled) if fusion.labels[z].any() and z not in misled]
     if settings.method == "fusion":
         calibration |= fit_scales(model, held_out, store, everything)
         if not changed:
-            remember_labels(fusion, kept, unlabelled, (key, everything))
+            remember_labels(fusion, kept, unlabelled, (key, everything), held_out)
         elif not still_calibrated(model, held_out):
-            return fit(settings, fusion, tissues, forgotten(store), report)
+            forget_fit(store)
+            return fit(settings, fusion, tissues, store, report)
         # a section then depends on its own atlases and, through the scales, a little on the left-out sections
         return model, calibration, content_key(stack_settings.ALGORITHM, fusion.spacing, asdict(settings), calibration)
     model.classifier = make_classifier(
@@ -505,9 +506,10 @@ def fit(
         if name == "network-1":
             calibration |= fit_scales(model, held_out, store, everything)
             if changed and not still_calibrated(model, held_out):
-                return fit(settings, fusion, tissues, forgotten(store), report)
+                forget_fit(store)
+                return fit(settings, fusion, tissues, store, report)
     if not changed:
-        remember_labels(fusion, kept, unlabelled, (key, everything))
+        remember_labels(fusion, kept, unlabelled, (key, everything), held_out)
     return model, calibration, content_key(everything, calibration)
 
 
@@ -608,7 +610,8 @@ def _completed(
 ) -> dict[int, SectionResult]:
     """Complete sections, `jobs` at a time; each is stored as soon as it is done."""
     fusion, (_, kept), jobs = model.fusion, asked, jobs_on(model.fusion.device, jobs)
-    model.remember(gaps=1 + jobs)  # sections are taken in order: so many gaps may be open at once
+    gaps = [tuple(fusion.neighbours(z)) for z in unlabelled]  # sections are taken in order: so many may be open at once
+    model.remember(max(len({*gaps[i : i + jobs + 1]}) for i in range(len(gaps))))
 
     def one(z: int) -> SectionResult:
         key = content_key(*asked, z, *fusion.inputs(z)) if store is not None else ""
