@@ -81,7 +81,9 @@ def main() -> None:
         return
     case = Case(*stack, every=EVERY, displaced=False)
     labelled = case.annotations.labelled
-    changed = list(labelled[2 : -2 : max(1, round(1 / MAY_CHANGE))])[: int(MAY_CHANGE * len(labelled))]
+    changed = list(labelled[2 : -2 : round(1 / MAY_CHANGE)])
+    while len(changed) > MAY_CHANGE * (len(labelled) - (0 if given.taken_over else len(changed))):
+        changed.pop()  # of what is labelled in the first run so many may change
     settings = Settings(method=given.method, training_steps=given.steps)
     first = first_labels(case, changed, given.taken_over)
     rows: dict[str, Any] = {}
